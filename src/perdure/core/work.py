@@ -1,0 +1,76 @@
+"""The work items that reach an orchestration through its inbox: encoded once, decoded once.
+
+The items that a provider keeps in columns of their own (a start, an activity to execute, a timer)
+are the operations and rows of `perdure.providers.contract`.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from perdure.core.events import Failure, Payload
+
+
+class WorkItem(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", gc=False):
+    pass
+
+
+class ActivityCompleted(WorkItem, frozen=True, tag=True):
+    execution_id: int
+    source_event_id: int
+    result: Payload
+
+
+class ActivityFailed(WorkItem, frozen=True, tag=True):
+    execution_id: int
+    source_event_id: int
+    error: Failure
+
+
+class TimerFired(WorkItem, frozen=True, tag=True):
+    execution_id: int
+    source_event_id: int
+    fire_at_ms: int
+
+
+class ExternalRaised(WorkItem, frozen=True, tag=True):
+    name: str
+    data: Payload
+
+
+class SubOrchCompleted(WorkItem, frozen=True, tag=True):
+    execution_id: int
+    source_event_id: int
+    result: Payload
+
+
+class SubOrchFailed(WorkItem, frozen=True, tag=True):
+    execution_id: int
+    source_event_id: int
+    error: Failure
+
+
+class CancelInstance(WorkItem, frozen=True, tag=True):
+    reason: str = ""
+
+
+AnyWorkItem = Union[  # noqa: UP007 - msgspec needs a runtime union of a long list
+    ActivityCompleted,
+    ActivityFailed,
+    TimerFired,
+    ExternalRaised,
+    SubOrchCompleted,
+    SubOrchFailed,
+    CancelInstance,
+]
+
+_decoder = msgspec.json.Decoder(AnyWorkItem)
+encode = msgspec.json.Encoder().encode
+
+
+def decode(body: bytes) -> AnyWorkItem:
+    """The work item of a message body; raises msgspec.DecodeError if it is none of this set."""
+    decoded: AnyWorkItem = _decoder.decode(body)
+    return decoded
