@@ -48,10 +48,14 @@ class ContinueAsNew(Action, frozen=True):
 
 
 class Cancel(Action, frozen=True):
-    """Withdraws what event `source` asked for; `kind` says which kind of request that was."""
+    """Withdraws what event `source` asked for; `kind` says which kind of request that was.
+
+    instance: the id of the child that is asked to cancel, otherwise "".
+    """
 
     source: int
     kind: type[Action]
+    instance: str = ""
 
 
 AnyAction = Union[  # noqa: UP007 - read as a closed set

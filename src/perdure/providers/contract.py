@@ -17,7 +17,7 @@ due before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Literal, Protocol, Union
 
 import msgspec
@@ -427,7 +427,7 @@ class Provider(Protocol):
     def now_ms(self) -> int:
         """The store's clock (or a lower bound of it), in milliseconds since the epoch, UTC."""
 
-    async def commit(self, batch: Sequence[Operation]) -> list[Outcome]:
+    def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
         """Apply the batch in one durable transaction; one outcome each, in the batch's order.
 
         Raises StoreUnavailable if nothing of it was applied and it may be repeated; any other

@@ -1,0 +1,64 @@
+"""The node: what the parts of one started runtime share. State and counters, no logic."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from perdure.errors import InternalError
+from perdure.providers.committer import Committer
+from perdure.providers.contract import Outcome, Provider
+from perdure.registry import Registry
+from perdure.runtime.options import Options
+from perdure.runtime.residents import Resident, Residents
+
+logger = logging.getLogger("perdure")
+
+
+class Node:
+    """node_id: new at each start. stopping: nothing new is begun. alone: the resident whose turn
+    runs while no other does (see ClaimInstances). counters: what was dropped or refused, by
+    reason. new_token: the injected source of ids."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        committer: Committer,
+        registry: Registry,
+        options: Options,
+        new_token: Callable[[], str],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.provider = provider
+        self.committer = committer
+        self.registry = registry
+        self.options = options
+        self.new_token = new_token
+        self.node_id = new_token()
+        self.residents = Residents(options.max_residents)
+        self.counters: Counter[str] = Counter()
+        self.stopping = False
+        self.alone: Resident | None = None
+
+    def drop(self, reason: str, instance_id: str, number: int = 1) -> None:
+        """Count and log something that has no effect. Nothing is dropped without this."""
+        self.counters[reason] += number
+        logger.info("instance %s: dropped %d (%s)", instance_id, number, reason)
+
+    def expect(self, outcome: Outcome | BaseException, what: str) -> None:
+        """Log an error that nothing else handles."""
+        if isinstance(outcome, BaseException) and not self.stopping:
+            logger.error("%s failed", what, exc_info=outcome)
+
+    @property
+    def key_of(self) -> Callable[[int], Resident | None]:
+        return self.residents.get
+
+
+def internal(error: BaseException) -> InternalError:
+    """An error of Perdure's own making, as one that asks to be reported."""
+    fault = InternalError(f"{type(error).__name__}: {error}; please report it")
+    fault.__cause__ = error
+    return fault

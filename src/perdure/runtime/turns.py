@@ -1,0 +1,446 @@
+"""Turns: deliveries in, one commit out, and what follows once it is committed."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from perdure.core import events, work
+from perdure.core.context import Info
+from perdure.core.execution import Execution, Turn, TurnInterrupted
+from perdure.core.journal import TurnRefused, Verdict
+from perdure.errors import StoreClosed
+from perdure.providers.contract import (
+    CommitTurn,
+    Committed,
+    NextExecution,
+    Outcome,
+    Refused,
+    ReleaseInstance,
+    StartInstance,
+    Started,
+)
+from perdure.runtime.activities import Activities
+from perdure.runtime.effects import Plan, plan_turn, started_event
+from perdure.runtime.node import Node, internal
+from perdure.runtime.residents import Delivery, Resident
+from perdure.runtime.timers import Timers
+from perdure.runtime.watchdog import TurnStuck, Watchdog
+
+SLICE_S = 0.005
+"""How long turns run before the host loop gets its turn."""
+RETRY_MS_MIN = 1_000
+RETRY_MS_MAX = 60_000
+
+logger = logging.getLogger("perdure")
+
+
+class Turns:
+    """load: fetch the history of residents whose execution is gone. news: there may be work that
+    only the store knows of. adopt: take over an instance that was started already owned."""
+
+    load: Callable[[list[Resident]], None]
+    news: Callable[[], None]
+
+    def __init__(self, node: Node, activities: Activities, watchdog: Watchdog) -> None:
+        self._node = node
+        self._activities = activities
+        self._watchdog = watchdog
+        self._queue: deque[Resident] = deque()
+        self._pumping = False
+        self._refusals: dict[int, int] = {}
+        self.timers = Timers(node.provider, self.deliver)
+
+    def deliver(self, resident: Resident, delivery: Delivery) -> None:
+        """Hand a delivery to a resident; its next turn takes it."""
+        resident.pending.append(delivery)
+        self.ready(resident)
+
+    def ready(self, resident: Resident) -> None:
+        """Run a turn of this resident soon, unless one is under way (it is then run after it)."""
+        if (
+            resident.queued
+            or resident.released
+            or resident.committing is not None
+            or resident.execution is None
+        ):
+            return
+        resident.queued = True
+        self._queue.append(resident)
+        self.pump_soon()
+
+    def pump_soon(self) -> None:
+        if not self._pumping and not self._node.stopping:
+            self._pumping = True
+            self._node.loop.call_soon(self._pump)
+
+    def start_execution(self, resident: Resident, history: list[events.AnyEvent]) -> bool:
+        """Give the resident a fresh execution with a history to repeat in its next turn.
+
+        False if this node does not have its orchestration.
+        """
+        version = resident.version
+        if history and isinstance(history[0], events.OrchestrationStarted):
+            version = history[0].version
+        orchestration = self._node.registry.orchestration(resident.name, version)
+        if orchestration is None:
+            return False
+        resident.execution = Execution(
+            orchestration,
+            Info(
+                resident.instance_id, resident.incarnation, resident.execution_id, resident.nesting
+            ),
+            self._node.registry.orchestration,
+            repeated=resident.repeated,
+        )
+        resident.version = orchestration.version
+        resident.history = history
+        self.ready(resident)
+        return True
+
+    def _pump(self) -> None:
+        self._pumping = False
+        node = self._node
+        until = node.loop.time() + SLICE_S
+        queue = self._queue
+        if node.alone is not None:
+            self._run_alone(node.alone)
+            return
+        while queue and not node.stopping:
+            resident = queue.popleft()
+            resident.queued = False
+            if resident.execution is not None and resident.committing is None:
+                self._run(resident)
+            if node.loop.time() > until:
+                break
+        node.committer.flush()
+        if queue:
+            self.pump_soon()
+
+    def _run_alone(self, resident: Resident) -> None:
+        """Only this resident runs until it has settled: if the process dies, it was the one."""
+        if resident.queued:
+            self._queue.remove(resident)
+            resident.queued = False
+            if resident.execution is not None and resident.committing is None:
+                self._run(resident)
+            self._node.committer.flush()
+
+    def _settled(self, resident: Resident) -> None:
+        resident.unsettled = False
+        resident.repeated = False
+        self._refusals.pop(resident.key, None)
+        self.leave_alone(resident)
+
+    def leave_alone(self, resident: Resident) -> None:
+        """The resident no longer has to run alone."""
+        if self._node.alone is resident:
+            self._node.alone = None
+            self.pump_soon()
+            self.news()
+
+    # One turn.
+
+    def _run(self, resident: Resident) -> None:
+        deliveries, resident.pending = resident.pending, []
+        if len(deliveries) > 1:
+            deliveries.sort(key=Delivery.order)
+        self._watchdog.enter(resident.instance_id)
+        try:
+            try:
+                turn = self._step(resident, deliveries)
+            finally:
+                self._watchdog.leave()
+        except TurnRefused as refused:
+            self._block(resident, deliveries, refused.verdict)
+        except TurnInterrupted as interrupted:
+            logger.warning("instance %s: turn repeated after %s", resident.instance_id, interrupted)
+            resident.repeated = True
+            self._reload(resident, deliveries)
+        except TurnStuck as stuck:
+            self._block(resident, deliveries, Verdict("stuck", stuck.as_error()), charge=True)
+        except Exception as error:
+            logger.exception("instance %s: the turn failed", resident.instance_id)
+            self._block(resident, deliveries, Verdict("internal", internal(error)), charge=True)
+        else:
+            self._commit(resident, turn, deliveries)
+
+    def _step(self, resident: Resident, deliveries: list[Delivery]) -> Turn:
+        execution = resident.execution
+        assert execution is not None
+        started = None
+        now_ms = self._node.provider.now_ms()
+        if resident.history is not None:
+            history, resident.history = resident.history, None
+            if history:
+                execution.replay(history)
+            else:
+                assert resident.version is not None
+                payload = msgspec.Raw(resident.input)
+                started = started_event(resident, resident.version, payload, 1, now_ms)
+        return execution.step([delivery.item for delivery in deliveries], now_ms, started)
+
+    def _commit(self, resident: Resident, turn: Turn, deliveries: list[Delivery]) -> None:
+        for reason, number in turn.dropped.items():
+            self._node.drop(reason, resident.instance_id, number)
+        taken, kept = self._split(resident, turn, deliveries)
+        node = self._node
+        plan = Plan(resident, self._activities.reserve, node.owner_of)
+        operation = plan_turn(resident, node.node_id, turn, taken, plan, self._next_version(resident))
+        if not (
+            operation.events
+            or operation.consumed
+            or operation.timers_gone
+            or operation.settle
+            or operation.set_due
+        ):
+            return
+        resident.committing = operation
+        node.committer.submit(
+            operation, partial(self._committed, resident, turn, deliveries, kept)
+        )
+
+    def _split(
+        self, resident: Resident, turn: Turn, deliveries: list[Delivery]
+    ) -> tuple[list[Delivery], list[Delivery]]:
+        """The deliveries that this turn uses up, and those that wait for the next execution."""
+        if turn.ending is None or turn.taken == len(deliveries):
+            return deliveries, []
+        taken, unread = deliveries[: turn.taken], deliveries[turn.taken :]
+        if not isinstance(turn.ending, events.OrchestrationContinuedAsNew):
+            self._node.drop("unread_at_end", resident.instance_id, len(unread))
+            return taken, []
+        kept = [delivery for delivery in unread if isinstance(delivery.item, _KEPT)]
+        gone = [delivery for delivery in unread if not isinstance(delivery.item, _KEPT)]
+        if gone:
+            self._node.drop("stale_execution", resident.instance_id, len(gone))
+        return taken + gone, kept
+
+    def _next_version(self, resident: Resident) -> Callable[[str | None], str]:
+        def version(wanted: str | None) -> str:
+            if wanted is not None:
+                return wanted
+            latest = self._node.registry.orchestration(resident.name, None)
+            assert latest is not None
+            return latest.version
+
+        return version
+
+    # What became of the commit.
+
+    def _committed(
+        self,
+        resident: Resident,
+        turn: Turn,
+        deliveries: list[Delivery],
+        kept: list[Delivery],
+        outcome: Outcome | BaseException,
+    ) -> None:
+        operation, resident.committing = resident.committing, None
+        assert operation is not None
+        if isinstance(outcome, Committed):
+            self._applied(resident, operation, turn, kept, outcome)
+            return
+        claimed = sum(activity.claimed for activity in operation.activities)
+        self._activities.give_back_slots(claimed)
+        if isinstance(outcome, Refused):
+            self._node.counters[f"refused_{outcome.reason}"] += 1
+            if outcome.reason == "behind" and not resident.released:
+                self._reload(resident, deliveries)
+            else:
+                self._lose(resident, deliveries)
+        elif isinstance(outcome, StoreClosed):
+            self._lose(resident, [])
+        else:
+            assert isinstance(outcome, BaseException)
+            self._block(resident, deliveries, Verdict("internal", internal(outcome)), charge=True)
+
+    def _applied(
+        self,
+        resident: Resident,
+        operation: CommitTurn,
+        turn: Turn,
+        kept: list[Delivery],
+        outcome: Committed,
+    ) -> None:
+        if resident.unsettled:
+            self._settled(resident)
+        if operation.set_due:
+            resident.stored_due_ms = operation.due_ms
+        if outcome.dropped:
+            self._node.drop("target_gone", resident.instance_id, outcome.dropped)
+        for event_id in operation.timers_gone:
+            resident.timers.pop(event_id, None)
+        if operation.activities_gone:
+            self._activities.withdrawn(resident, operation.activities_gone)
+        for activity in operation.activities:
+            if activity.claimed:
+                self._activities.launch(resident, activity)
+        for timer in operation.timers:
+            self.timers.add(resident, timer.event_id, timer.fire_at_ms)
+        if operation.starts or operation.sends:
+            self._sent(operation, outcome)
+        if operation.ending is not None:
+            self._ended(resident, operation, turn, kept)
+        elif resident.pending:
+            self.ready(resident)
+        self._node.residents.touch(resident)
+
+    def _sent(self, operation: CommitTurn, outcome: Committed) -> None:
+        news = bool(operation.sends)
+        for start, started in zip(operation.starts, outcome.starts, strict=True):
+            if not isinstance(started, Started):
+                news = True
+                if start.if_taken is None:
+                    self._node.drop("start_taken", start.instance_id)
+            elif start.owner is not None:
+                self.adopt(start, started.key)
+            else:
+                news = True
+        if news:
+            self.news()
+
+    def adopt(self, start: StartInstance, key: int) -> None:
+        """Run an instance that was inserted already owned by this node."""
+        assert start.token is not None
+        resident = Resident(
+            key,
+            start.instance_id,
+            start.incarnation,
+            start.name,
+            start.version,
+            1,
+            start.token,
+            start.input,
+            start.parent,
+            start.nesting,
+        )
+        self._node.residents.add(resident)
+        if not self.start_execution(resident, []):
+            self.release(resident)
+
+    def _ended(
+        self, resident: Resident, operation: CommitTurn, turn: Turn, kept: list[Delivery]
+    ) -> None:
+        execution, resident.execution = resident.execution, None
+        self._activities.abandon(resident)
+        self._close(resident, execution)
+        resident.timers.clear()
+        if operation.next is None:
+            resident.released = True
+            self._node.residents.remove(resident)
+            return
+        self._continue(resident, operation.next, kept)
+
+    def _continue(
+        self, resident: Resident, next_execution: NextExecution, kept: list[Delivery]
+    ) -> None:
+        resident.execution_id = next_execution.execution_id
+        resident.version = next_execution.version
+        resident.input = next_execution.input
+        resident.pending = kept + resident.pending
+        history = [events.decode(next_execution.started)]
+        if not self.start_execution(resident, history):
+            self.release(resident)
+
+    # Ways out other than the right end.
+
+    def _reload(self, resident: Resident, deliveries: list[Delivery]) -> None:
+        """Throw the copy in memory away and run the turn again from history, with the messages
+        that it has not seen."""
+        self._close(resident, resident.execution)
+        resident.execution = None
+        resident.pending = deliveries + resident.pending
+        self.load([resident])
+
+    def _lose(self, resident: Resident, deliveries: list[Delivery]) -> None:
+        """The instance is no longer ours."""
+        self.forget(resident, deliveries)
+        logger.warning("instance %s: taken over by another node", resident.instance_id)
+        self.news()
+
+    def forget(self, resident: Resident, deliveries: list[Delivery]) -> None:
+        """Drop the copy in memory. In-memory completions become messages for the next owner."""
+        resident.released = True
+        self._node.residents.remove(resident)
+        self._close(resident, resident.execution)
+        resident.execution = None
+        resident.timers.clear()
+        for delivery in deliveries + resident.pending:
+            if delivery.local:
+                self._activities.store(resident.key, delivery.item)
+        resident.pending = []
+        self.leave_alone(resident)
+
+    def release(self, resident: Resident, charge: bool = False) -> None:
+        """Give an idle resident back; its parked instance is free for any node."""
+        self.forget(resident, [])
+        self._node.committer.submit(
+            ReleaseInstance(
+                resident.key,
+                resident.token,
+                resident.mail,
+                resident.stored_due_ms if resident.unsettled else resident.next_due_ms(),
+                charge=charge,
+            ),
+            lambda outcome: self._node.expect(outcome, "giving an instance back"),
+        )
+
+    def _block(
+        self,
+        resident: Resident,
+        deliveries: list[Delivery],
+        verdict: Verdict,
+        charge: bool = False,
+    ) -> None:
+        """Give the instance back with the reason why it cannot go on now, to be tried again."""
+        logger.error(
+            "instance %s is blocked (%s): %s", resident.instance_id, verdict.reason, verdict.error
+        )
+        due_ms = resident.stored_due_ms
+        self.forget(resident, deliveries)
+        times = self._refusals[resident.key] = self._refusals.get(resident.key, 0) + 1
+        now_ms = self._node.provider.now_ms()
+        hold_ms = now_ms + min(RETRY_MS_MAX, RETRY_MS_MIN * 2 ** min(times - 1, 10))
+        self._node.committer.submit(
+            ReleaseInstance(
+                resident.key,
+                resident.token,
+                resident.mail,
+                now_ms if due_ms is None else due_ms,
+                charge=charge,
+                blocked=verdict.reason,
+                detail=str(verdict.error),
+                hold_ms=hold_ms,
+            ),
+            self._blocked,
+        )
+
+    def _blocked(self, outcome: Outcome | BaseException) -> None:
+        self._node.expect(outcome, "giving a blocked instance back")
+        self.news()
+
+    def evict_surplus(self) -> None:
+        """Give back the residents that are over the limit."""
+        for resident in self._node.residents.surplus():
+            self.release(resident)
+
+    def _close(self, resident: Resident, execution: Execution | None) -> None:
+        if execution is None:
+            return
+        stubborn = execution.close()
+        if stubborn:
+            self._node.counters["parked_coroutines"] += stubborn
+            logger.error(
+                "instance %s: %d coroutine(s) refuse to end (they swallow BaseException for ever)",
+                resident.instance_id,
+                stubborn,
+            )
+
+
+_KEPT = (work.ExternalRaised, work.CancelInstance)
+"""What stays for the next execution when one continues as new."""
