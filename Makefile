@@ -28,14 +28,14 @@ check: $(VENV)/.installed-test ## lint, format, types, layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/pyright tests/typing/accepted.py
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(VENV)/.installed-test ## rewrite the sources in the one format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis
 
 # Candidates are run, not only looked up: a version manager's shim exists and then fails.
 $(VENV)/bin/python:

@@ -5,8 +5,8 @@ proves it by decoding, and refuses everything else with `PayloadError` at the ca
 The declared type decides what comes back:
 
 - Under a declared type, what msgspec makes of the JSON: an instance of a subclass comes back as
-  the declared class without its further fields, an int under `float` as a float, a datetime with
-  its offset in whole minutes instead of its zone.
+  the declared class without its further fields, an int under `float` as a float, a date under
+  `str` as its text, a datetime with its offset in whole minutes instead of its zone.
 - Where nothing is declared (`Any`, `object`, a bare `list` or `dict`), JSON's own kinds: tuples
   and sets come back as lists, class instances as dicts, dates, UUIDs, decimals and enums as their
   text or value, bytes as base64. Dict keys must be strings (or enums with string values) there.
@@ -15,7 +15,8 @@ The declared type decides what comes back:
 
 Dicts keep the order of their keys. A set has no order that two processes share, so one that
 comes back as a list is sorted, if its members can be compared; a declared set is not, because
-`same_value` compares it as a set.
+`same_value` compares it as a set. Instances of a class without an `==` of its own are the same
+value only if their bytes are.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import datetime
 import decimal
 import math
 import re
+import reprlib
 import typing
 import uuid
 from collections import Counter
@@ -57,12 +59,11 @@ class Codec(Generic[T]):
     Raises PayloadError if the type cannot be decoded from JSON.
     """
 
-    __slots__ = ("_decode", "_encode", "_shape", "_untyped", "type")
+    __slots__ = ("_decode", "_encode", "_shape", "type")
 
     def __init__(self, type_: Any) -> None:
         self.type = type_
         self._shape = _shape(type_)
-        self._untyped = type_ is Any or type_ is object
         self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
         self._decode = msgspec.json.Decoder(type_, dec_hook=_built).decode
 
@@ -78,18 +79,16 @@ class Codec(Generic[T]):
         if len(data) > _SHALLOW_BYTES_MAX:
             check_bounds(data)
         try:
-            decoded = self._decode(data)
+            decoded: T = self._decode(data)
         except Exception as error:
             raise PayloadError(self._why_not_decoded(value, error)) from error
         shape = self._shape
-        if self._untyped:
-            lossless = _equal(decoded, value)
-        elif shape.watched:
-            lossless = False
-        else:
-            # A NaN is written as null: invisible wherever null would be right.
-            lossless = not shape.nullable or data.find(NULL) < 0
-        return data if lossless else self._settled(value, data, decoded)
+        # NaN is written as null, which goes unnoticed wherever null would be right.
+        if (shape.watched or (shape.nullable and data.find(NULL) >= 0)) and not (
+            shape.comparable and equal(decoded, value)
+        ):
+            return self._settled(value, data, decoded)
+        return data
 
     def decode(self, data: Encoded) -> T:
         """The value of a payload; raises PayloadError if it does not fit the declared type."""
@@ -101,36 +100,25 @@ class Codec(Generic[T]):
             ) from error
         return decoded
 
-    def equal(self, left: T, right: T) -> bool:
-        """Whether two values of this type are the same: by `==`, else by their encoding."""
-        if _equal(left, right):
-            return True
-        # Classes without an `==` of their own are compared by what would be stored of them.
-        try:
-            return bool(self._encode(left) == self._encode(right))
-        except Exception:
-            return False
-
     def _settled(self, value: T, data: bytes, decoded: T) -> bytes:
-        """The data with sets in order where no type is declared, if nothing in it gets lost."""
+        """The data, with sets in order where no type is declared, if nothing of it gets lost."""
         source, found = _builtins(value), _builtins(decoded)
-        if self._shape.float_keys or not _equal(source, found):
-            _refuse_non_finite(source)
-            if not _keys_are_strings(value, source):
-                _refuse_lost_keys(source, found)
-        if self._untyped or self._shape.open:
-            return _sets_in_order(value, data, decoded)
-        return data
+        if self._shape.float_keys or not equal(source, found):
+            may_hold_nan = self._shape.float_keys or NULL in data
+            problem = _non_finite(source) if may_hold_nan else None
+            if problem is None and not _all_keys_are_text(value, source):
+                problem = _lost_key(source, found)
+            if problem is not None:
+                raise PayloadError(problem)
+        return _with_sets_in_order(value, data, decoded) if self._shape.open else data
 
     def _why_not_decoded(self, value: T, error: Exception) -> str:
-        non_finite = _non_finite(_builtins(value))
-        if non_finite:
-            return non_finite
-        return f"the value does not fit its declared type {type_name(self.type)}: {error}"
+        misfit = f"the value does not fit its declared type {type_name(self.type)}: {error}"
+        return _non_finite(_builtins(value)) or misfit
 
 
 def codec_for(type_: Any) -> Codec[Any]:
-    """The codec of a type, from a bounded cache if the type can be hashed."""
+    """The codec of a type; those of hashable types are cached, up to a bound."""
     try:
         hash(type_)
     except TypeError:
@@ -148,8 +136,16 @@ def same_value(codec: Codec[Any], recorded: Encoded, found: Encoded) -> bool:
     if recorded == found:
         return True
     try:
-        return codec.equal(codec.decode(recorded), codec.decode(found))
+        return equal(codec.decode(recorded), codec.decode(found))
     except PayloadError:
+        return False
+
+
+def equal(left: object, right: object) -> bool:
+    """Whether `left == right`; False if comparing them fails."""
+    try:
+        return bool(left == right)
+    except Exception:
         return False
 
 
@@ -165,26 +161,26 @@ def check_bounds(data: bytes) -> None:
 
 
 def type_name(type_: Any) -> str:
-    """The declared type as messages show it."""
+    """A declared type as messages show it."""
     if isinstance(type_, type) and typing.get_origin(type_) is None:
         return type_.__qualname__
     return str(type_).replace("typing.", "")
 
 
-# What a declared type lets slip: read once, when its codec is made.
+# What may get lost under a declared type: found out once, when its codec is made.
 
 
 class _Shape(NamedTuple):
-    """nullable: null fits somewhere. open: a part comes back as whatever JSON makes of it.
-    float_keys: a dict is declared with float keys. watched: every value is looked at."""
+    """watched: every value must be looked at for losses. nullable: null fits somewhere.
+    comparable: no class of the user's is in it, so that `==` tells every difference.
+    open: some part is undeclared. float_keys: some dict is declared to have float keys.
+    """
 
+    watched: bool
     nullable: bool
+    comparable: bool
     open: bool
     float_keys: bool
-
-    @property
-    def watched(self) -> bool:
-        return self.open or self.float_keys
 
 
 def _shape(type_: Any) -> _Shape:
@@ -195,14 +191,271 @@ def _shape(type_: Any) -> _Shape:
     for node in nodes:
         if isinstance(node, inspect.CustomType) and not _is_known(node.cls):
             raise PayloadError(
-                f"the type {type_name(node.cls)} cannot be decoded from JSON; use a dataclass, "
-                "a msgspec.Struct, a pydantic model or a concrete collection such as list[int]"
+                f"values of type {type_name(node.cls)} cannot be decoded from JSON; use a "
+                "dataclass, a msgspec.Struct, a pydantic model or a type such as list[int]"
             )
-    keys = [n.key_type for n in nodes if isinstance(n, inspect.DictType)]
-    opens = any(_is_open(node) for node in nodes)
+    keys = [node.key_type for node in nodes if isinstance(node, inspect.DictType)]
+    float_keys = any(isinstance(key, inspect.FloatType) for key in keys)
+    # Under keys of `int | str`, the text of an integer stays text.
+    open_ = any(map(_is_open, nodes)) or any(isinstance(key, inspect.UnionType) for key in keys)
     return _Shape(
-        nullable=opens or any(_takes_null(node) for node in nodes),
-        # Of `int | str` keys, the text of an integer comes back as text.
-        open=opens or any(isinstance(key, inspect.UnionType) for key in keys),
-        float_keys=any(isinstance(key, inspect.FloatType) for key in keys),
+        watched=open_ or float_keys,
+        nullable=open_ or any(map(_takes_null, nodes)),
+        comparable=not float_keys and not any(map(_is_of_a_class, nodes)),
+        open=open_,
+        float_keys=float_keys,
     )
+
+
+def _nodes(root: inspect.Type) -> Iterator[inspect.Type]:
+    """Every type that a type is made of, itself included; recursive types end."""
+    seen: set[int] = set()
+    waiting: list[object] = [root]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, tuple):
+            waiting.extend(node)
+        elif isinstance(node, inspect.Type | inspect.Field) and id(node) not in seen:
+            seen.add(id(node))
+            if isinstance(node, inspect.Type):
+                yield node
+            waiting.extend(getattr(node, name) for name in node.__struct_fields__)
+
+
+def _is_known(cls: Any) -> bool:
+    return cls is object or _is_pydantic(cls)
+
+
+def _is_open(node: inspect.Type) -> bool:
+    return isinstance(node, inspect.AnyType) or (
+        isinstance(node, inspect.CustomType) and node.cls is object
+    )
+
+
+def _takes_null(node: inspect.Type) -> bool:
+    if isinstance(node, inspect.LiteralType):
+        return None in node.values
+    return isinstance(node, inspect.NoneType | inspect.CustomType)
+
+
+def _is_of_a_class(node: inspect.Type) -> bool:
+    if isinstance(node, inspect.CustomType):
+        return node.cls is not object
+    return isinstance(node, inspect.StructType | inspect.DataclassType)
+
+
+# The hooks that msgspec calls for what it does not know.
+
+
+def _plain(value: Any) -> Any:
+    """What is encoded in place of a value that msgspec does not know."""
+    if _is_pydantic(type(value)):
+        return value.model_dump(mode="json", by_alias=True, round_trip=True)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, msgspec.Raw):
+        return msgspec.json.decode(value)
+    raise TypeError(f"objects of type {type(value).__qualname__} are not data")
+
+
+def _built(type_: Any, plain: Any) -> Any:
+    """The value of a type that msgspec does not know."""
+    if type_ is object:
+        return plain
+    # As JSON, since a strict model takes text for a date, and a list for a tuple, only from there.
+    return type_.model_validate_json(msgspec.json.encode(plain))
+
+
+def _is_pydantic(cls: Any) -> bool:
+    return (
+        hasattr(cls, "__pydantic_validator__")
+        and hasattr(cls, "model_dump")
+        and hasattr(cls, "model_validate_json")
+    )
+
+
+# Depth, without a walk in Python.
+
+_TOO_DEEP = f"the value is nested deeper than {PAYLOAD_DEPTH_MAX} levels, or contains itself"
+_ESCAPE = re.compile(rb"\\.")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+
+
+def _too_deep(data: bytes) -> bool:
+    if b"\\" in data:
+        data = _ESCAPE.sub(b"", data)
+    outside_strings = b"".join(data.split(b'"')[::2])
+    brackets = outside_strings.translate(_SQUARE, _NOT_BRACKETS)
+    for _ in range(PAYLOAD_DEPTH_MAX):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+# What went wrong, and where. Paths are written as msgspec writes them: $.orders[2].price
+
+_Link: TypeAlias = "tuple[_Link, object] | None"
+_KEY_SHOWN_MAX = 60
+
+
+def _why_not_encoded(value: object, error: Exception, encode: Callable[[Any], bytes]) -> str:
+    if isinstance(error, RecursionError):
+        return _TOO_DEEP
+    if isinstance(error, MemoryError):
+        return "the value does not fit into memory as JSON"
+    link: _Link = None
+    # The bound ends the search in an object that contains itself.
+    for _ in range(PAYLOAD_DEPTH_MAX):
+        failing = _first_failing(_children(value), encode)
+        if failing is None:
+            break
+        key, value, error = failing
+        link = (link, key)
+    if isinstance(error, UnicodeEncodeError):
+        return f"{_path(link)} has a lone surrogate, which is not text; clean the string"
+    if isinstance(error, ValueError) and isinstance(value, int):
+        return f"{_path(link)} is an integer of more than {INTEGER_DIGITS_MAX:,} digits"
+    return f"{_path(link)} cannot be encoded as JSON: {error}"
+
+
+def _first_failing(
+    children: Iterable[tuple[object, object]], encode: Callable[[Any], bytes]
+) -> tuple[object, object, Exception] | None:
+    for key, child in children:
+        try:
+            encode(child)
+        except Exception as error:
+            return key, child, error
+    return None
+
+
+def _children(value: Any) -> Iterator[tuple[object, object]]:
+    if isinstance(value, type):
+        return
+    if isinstance(value, dict):
+        yield from ((key, key) for key in value)
+        yield from value.items()
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from enumerate(value)
+    elif isinstance(value, msgspec.Struct):
+        yield from ((name, getattr(value, name)) for name in value.__struct_fields__)
+    elif dataclasses.is_dataclass(value):
+        yield from ((f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value))
+    elif hasattr(value, "__attrs_attrs__"):
+        yield from ((f.name, getattr(value, f.name, None)) for f in value.__attrs_attrs__)
+
+
+def _builtins(value: object) -> object:
+    """The value as dicts with their own keys, lists, tuples and scalars."""
+    try:
+        return msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=_plain)
+    except Exception as error:
+        raise PayloadError(f"the value cannot be encoded as JSON: {error}") from error
+
+
+_KEPT = (
+    bytes,
+    bytearray,
+    memoryview,
+    datetime.datetime,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    uuid.UUID,
+    decimal.Decimal,
+)
+
+
+def _non_finite(tree: object) -> str | None:
+    for link, node in _walk(tree):
+        if isinstance(node, float) and not math.isfinite(node):
+            return f"{_path(link)} is {node}, which JSON has no number for; pass None or a string"
+    return None
+
+
+def _all_keys_are_text(value: object, source: object) -> bool:
+    try:
+        text_keys = msgspec.to_builtins(value, str_keys=True, builtin_types=_KEPT, enc_hook=_plain)
+    except Exception:
+        return False
+    return equal(source, text_keys)
+
+
+def _lost_key(source: object, found: object) -> str | None:
+    """Names a key that is not a string in the source and is one in what was found of it."""
+    for key in Counter(_keys_not_text(source)) - Counter(_keys_not_text(found)):
+        return f"{key} is a dict key that would come back as a string; declare its type or use str"
+    return None
+
+
+def _keys_not_text(tree: object) -> Iterator[str]:
+    for link, node in _walk(tree):
+        if isinstance(node, dict):
+            # Without positions, which the members of a set do not keep.
+            place = _path(link, positions=False)
+            yield from (f"{place}[{reprlib.repr(k)}]" for k in node if not isinstance(k, str))
+
+
+def _walk(tree: object) -> Iterator[tuple[_Link, object]]:
+    """The containers and floats of a tree of builtins, float keys included, with their places."""
+    waiting: list[tuple[_Link, object]] = [(None, tree)]
+    while waiting:
+        link, node = waiting.pop()
+        yield link, node
+        if isinstance(node, dict):
+            waiting.extend(((link, k), k) for k in node if isinstance(k, float))
+            waiting.extend(((link, k), v) for k, v in node.items() if isinstance(v, _WALKED))
+        elif isinstance(node, list | tuple):
+            waiting.extend(((link, i), v) for i, v in enumerate(node) if isinstance(v, _WALKED))
+
+
+_WALKED = (dict, list, tuple, float)
+
+
+def _path(link: _Link, *, positions: bool = True) -> str:
+    steps: list[str] = []
+    while link is not None:
+        link, key = link
+        if isinstance(key, str) and key.isidentifier() and len(key) <= _KEY_SHOWN_MAX:
+            steps.append(f".{key}")
+        elif isinstance(key, int) and not positions:
+            steps.append("[...]")
+        else:
+            steps.append(f"[{reprlib.repr(key)}]")
+    return "$" + "".join(reversed(steps))
+
+
+# Sets that come back as lists.
+
+_encode_ordered = msgspec.json.Encoder(order="deterministic", enc_hook=_plain).encode
+_decode_any = msgspec.json.Decoder().decode
+
+
+def _with_sets_in_order(value: object, data: bytes, decoded: object) -> bytes:
+    try:
+        ordered = _encode_ordered(value)
+        # What was a set and became a list is no longer sorted by the encoder.
+        if ordered == _encode_ordered(decoded):
+            return data
+    except Exception:
+        return data
+    return msgspec.json.encode(_in_order_of_keys(_decode_any(data), _decode_any(ordered)))
+
+
+def _in_order_of_keys(plain: object, ordered: object) -> object:
+    """The ordered tree with the keys of each dict in the order of its plain twin."""
+    if isinstance(plain, dict) and isinstance(ordered, dict) and plain.keys() == ordered.keys():
+        return {key: _in_order_of_keys(plain[key], ordered[key]) for key in plain}
+    if isinstance(plain, list) and isinstance(ordered, list) and len(plain) == len(ordered):
+        return [_in_order_of_keys(*pair) for pair in zip(plain, ordered, strict=True)]
+    return ordered
+
+
+ANY: Codec[Any] = codec_for(Any)
+"""For values of which no type is declared."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from random import Random
 
 from perdure.errors import StoreClosed, StoreUnavailable
-from perdure.providers.contract import Operation, Outcome, Provider
+from perdure.providers.contract import CommitTurn, Committed, Operation, Outcome, Provider
 
 Done = Callable[[Outcome | BaseException], None]
 """Called on the loop with the outcome of one operation, or with the error that refused it."""
@@ -25,11 +25,13 @@ logger = logging.getLogger("perdure")
 
 
 class Committer:
-    """degraded: why nothing can be committed right now, or None."""
+    """degraded: why nothing can be committed right now, or None. on_ended: called with every
+    committed turn that ended an execution, before its submitter learns of it."""
 
     def __init__(self, provider: Provider, random: Random) -> None:
         self.provider = provider
         self.degraded: str | None = None
+        self.on_ended: list[Callable[[CommitTurn], None]] = []
         self._random = random
         self._loop = asyncio.get_running_loop()
         self._queue: list[tuple[Operation, Done]] = []
@@ -123,7 +125,10 @@ class Committer:
         # The next batch starts before the outcomes of this one are worked on: the disk and this
         # thread then work at the same time.
         self.flush()
-        for (_, done), outcome in zip(batch, outcomes, strict=True):
+        for (operation, done), outcome in zip(batch, outcomes, strict=True):
+            if type(outcome) is Committed and operation.ending is not None:  # type: ignore[union-attr]
+                for listener in self.on_ended:
+                    listener(operation)  # type: ignore[arg-type]
             done(outcome)
         if self._in_flight or self._queue:
             self.flush()

@@ -52,9 +52,11 @@ class Node:
         if isinstance(outcome, BaseException) and not self.stopping:
             logger.error("%s failed", what, exc_info=outcome)
 
-    @property
-    def key_of(self) -> Callable[[int], Resident | None]:
-        return self.residents.get
+    def owner_of(self, name: str, version: str | None) -> tuple[str, str] | None:
+        """This node and a new token, if it can run such an instance at once."""
+        if self.stopping or self.registry.orchestration(name, version) is None:
+            return None
+        return self.node_id, self.new_token()
 
 
 def internal(error: BaseException) -> InternalError:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.core import work
+from perdure.core import events, work
 from perdure.core.execution import Execution
 from perdure.providers.contract import CommitTurn, Message, ParentLink
 
@@ -16,12 +16,14 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
 
     effective_ms: when it counts as arrived, on the store's clock. seq: its inbox row, or 0 if it
     has none. local: handed over in memory (an activity that ran here); then it comes last.
+    attempt: which attempt of a local activity that was.
     """
 
     item: work.AnyWorkItem
     effective_ms: int
     seq: int = 0
     local: bool = False
+    attempt: int = 0
 
     def order(self) -> tuple[bool, int, int]:
         return (self.local, self.effective_ms, self.seq)
@@ -31,17 +33,17 @@ class Resident:
     """An acquisition of an instance, from the claim until it is given back or ends.
 
     execution: the live coroutine, or None while its history is being loaded. pending: deliveries
-    for the next turn. committing: the turn that is being committed (at most one). unsettled: no
+    for the next turn. history: what the next turn repeats first. committing: the turn that is being committed (at most one). unsettled: no
     commit since the claim. repeated: the turn is a repetition (see Execution).
     """
 
     __slots__ = (
         "attempt",
         "committing",
-        "deliveries",
         "execution",
         "execution_id",
         "external",
+        "history",
         "incarnation",
         "input",
         "instance_id",
@@ -95,8 +97,8 @@ class Resident:
         self.local: set[int] = set()
         self.stored_due_ms: int | None = 0
         self.execution: Execution | None = None
+        self.history: list[events.AnyEvent] | None = None
         self.pending: list[Delivery] = []
-        self.deliveries: list[Delivery] = []
         self.committing: CommitTurn | None = None
         self.unsettled = True
         self.repeated = False
@@ -157,14 +159,14 @@ class Residents:
         """Idle residents to evict, least recently used first, so that the limit is kept.
 
         One that waits for an activity running here is spared: its completion would have to go
-        through the store, and its next turn through a replay.
+        through the store, and its next turn through a replay. (With a limit of 0 nothing is.)
         """
         over = len(self._by_key) - self._limit
         if over <= 0:
             return []
         found: list[Resident] = []
         for looked, resident in enumerate(self._by_key.values()):
-            if resident.idle and not resident.local:
+            if resident.idle and not (resident.local and self._limit):
                 found.append(resident)
             # Bounded, so that a node full of busy residents does not search them all every time.
             if len(found) >= over or looked >= 2 * over + 100:

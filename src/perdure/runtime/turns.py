@@ -156,16 +156,16 @@ class Turns:
             finally:
                 self._watchdog.leave()
         except TurnRefused as refused:
-            self._block(resident, deliveries, refused.verdict)
+            self.block(resident, refused.verdict, deliveries)
         except TurnInterrupted as interrupted:
             logger.warning("instance %s: turn repeated after %s", resident.instance_id, interrupted)
             resident.repeated = True
             self._reload(resident, deliveries)
         except TurnStuck as stuck:
-            self._block(resident, deliveries, Verdict("stuck", stuck.as_error()), charge=True)
+            self.block(resident, Verdict("stuck", stuck.as_error()), deliveries, charge=True)
         except Exception as error:
             logger.exception("instance %s: the turn failed", resident.instance_id)
-            self._block(resident, deliveries, Verdict("internal", internal(error)), charge=True)
+            self.block(resident, Verdict("internal", internal(error)), deliveries, charge=True)
         else:
             self._commit(resident, turn, deliveries)
 
@@ -257,7 +257,7 @@ class Turns:
             self._lose(resident, [])
         else:
             assert isinstance(outcome, BaseException)
-            self._block(resident, deliveries, Verdict("internal", internal(outcome)), charge=True)
+            self.block(resident, Verdict("internal", internal(outcome)), deliveries, charge=True)
 
     def _applied(
         self,
@@ -289,6 +289,7 @@ class Turns:
         elif resident.pending:
             self.ready(resident)
         self._node.residents.touch(resident)
+        self.evict_surplus()
 
     def _sent(self, operation: CommitTurn, outcome: Committed) -> None:
         news = bool(operation.sends)
@@ -372,7 +373,7 @@ class Turns:
         resident.timers.clear()
         for delivery in deliveries + resident.pending:
             if delivery.local:
-                self._activities.store(resident.key, delivery.item)
+                self._activities.store(resident.key, delivery)
         resident.pending = []
         self.leave_alone(resident)
 
@@ -390,11 +391,20 @@ class Turns:
             lambda outcome: self._node.expect(outcome, "giving an instance back"),
         )
 
-    def _block(
+    def give_everything_back(self) -> None:
+        """The node stops: nothing in memory is needed any more. What was claimed but never ran is
+        given back uncharged; the rest goes with the node."""
+        for resident in self._node.residents:
+            if resident.unsettled and resident.committing is None:
+                self.release(resident)
+            else:
+                self.forget(resident, [])
+
+    def block(
         self,
         resident: Resident,
-        deliveries: list[Delivery],
         verdict: Verdict,
+        deliveries: list[Delivery] | None = None,
         charge: bool = False,
     ) -> None:
         """Give the instance back with the reason why it cannot go on now, to be tried again."""
@@ -402,7 +412,7 @@ class Turns:
             "instance %s is blocked (%s): %s", resident.instance_id, verdict.reason, verdict.error
         )
         due_ms = resident.stored_due_ms
-        self.forget(resident, deliveries)
+        self.forget(resident, deliveries or [])
         times = self._refusals[resident.key] = self._refusals.get(resident.key, 0) + 1
         now_ms = self._node.provider.now_ms()
         hold_ms = now_ms + min(RETRY_MS_MAX, RETRY_MS_MIN * 2 ** min(times - 1, 10))

@@ -1,0 +1,56 @@
+"""Which store a command works on."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+from perdure.cli.outcome import NO_STORE, USAGE, Refusal
+
+SQLITE = "sqlite:///"
+
+
+def find_store(given: str | None) -> str | None:
+    """The store's URL: the one given, else PERDURE_STORE, else [tool.perdure] store in the current
+    folder's pyproject.toml; None if none of them names one."""
+    return given or os.environ.get("PERDURE_STORE") or _store_of_project(Path("pyproject.toml"))
+
+
+def store_to_look_at(given: str | None) -> str:
+    """The URL of a store that is there already: looking at a store must not create one."""
+    url = find_store(given)
+    if url is None:
+        raise Refusal(
+            USAGE,
+            "no store given",
+            "pass --store URL, or set PERDURE_STORE, or [tool.perdure] store in pyproject.toml",
+        )
+    if url.startswith("memory:"):
+        raise Refusal(USAGE, f"{url} lives in its own process only", "look at a file or a server")
+    if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).is_file():
+        raise Refusal(NO_STORE, f"there is no store at {url}", "check --store; nothing was created")
+    return url
+
+
+def store_to_run_on(given: str | None) -> str:
+    """The URL of a store that may still have to be created; ./.perdure/dev.db if none is named."""
+    url = find_store(given)
+    if url is not None:
+        return url
+    Path(".perdure").mkdir(exist_ok=True)
+    return f"{SQLITE}.perdure/dev.db"
+
+
+def _store_of_project(file: Path) -> str | None:
+    try:
+        with file.open("rb") as content:
+            project = tomllib.load(content)
+    except FileNotFoundError:
+        return None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise Refusal(USAGE, f"pyproject.toml cannot be read: {error}") from error
+    store = project.get("tool", {}).get("perdure", {}).get("store")
+    if store is not None and not isinstance(store, str):
+        raise Refusal(USAGE, "[tool.perdure] store in pyproject.toml must be a string")
+    return store

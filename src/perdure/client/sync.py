@@ -1,0 +1,143 @@
+"""The client for code without an event loop: scripts, WSGI, notebooks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, Literal, Self, TypeVar
+
+from perdure.client.client import Client, IfExists
+from perdure.client.models import ExecutionInfo, Instance
+from perdure.core import events
+
+T = TypeVar("T")
+
+
+class SyncClient:
+    """Client, one blocking call each: `with SyncClient(url) as client`. Safe to share by threads.
+
+    It runs a Client on an event loop in a thread of its own.
+    """
+
+    def __init__(self, store: str) -> None:
+        self._store = store
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: Client | None = None
+
+    def __enter__(self) -> Self:
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="perdure-client", daemon=True)
+        thread.start()
+        self._loop, self._thread = loop, thread
+        try:
+            self._client = self._call(self._open())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        client, self._client = self._client, None
+        try:
+            if client is not None:
+                self._call(client.close())
+        finally:
+            self._stop()
+
+    async def _open(self) -> Client:
+        client = Client(self._store)
+        await client.open()
+        return client
+
+    def _stop(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
+            loop.close()
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            coroutine.close()
+            raise RuntimeError("use `with SyncClient(url) as client`")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    @property
+    def _open_client(self) -> Client:
+        if self._client is None:
+            raise RuntimeError("use `with SyncClient(url) as client`")
+        return self._client
+
+    def start_orchestration(
+        self,
+        orchestration: Any,
+        *inputs: Any,
+        instance_id: str | None = None,
+        version: str | None = None,
+        if_exists: IfExists = "error",
+    ) -> str:
+        """Start an instance; returns its id. See Client.start_orchestration."""
+        handle = self._call(
+            self._open_client.start_orchestration(
+                orchestration,
+                *inputs,
+                instance_id=instance_id,
+                version=version,
+                if_exists=if_exists,
+            )
+        )
+        return handle.instance_id
+
+    def raise_event(self, instance_id: str, name: str, data: Any = None) -> None:
+        """See Client.raise_event."""
+        self._call(self._open_client.raise_event(instance_id, name, data))
+
+    def cancel_instance(self, instance_id: str, reason: str = "") -> None:
+        """See Client.cancel_instance."""
+        self._call(self._open_client.cancel_instance(instance_id, reason))
+
+    def get_instance(self, instance_id: str) -> Instance:
+        """See Client.get_instance."""
+        return self._call(self._open_client.get_instance(instance_id))
+
+    def wait_for_orchestration(self, instance_id: str, timeout: float | None = None) -> Instance:
+        """See Client.wait_for_orchestration."""
+        return self._call(self._open_client.wait_for_orchestration(instance_id, timeout))
+
+    def final_result(
+        self, instance_id: str, timeout: float | None = None, *, result_type: Any = Any
+    ) -> Any:
+        """Wait for the end of an instance and return its result. See OrchestrationHandle."""
+
+        async def wait() -> Any:
+            handle = await self._open_client.get_handle(instance_id, result_type=result_type)
+            return await handle.final_result(timeout)
+
+        return self._call(wait())
+
+    def list_instances(
+        self,
+        *,
+        status: Literal["pending", "running", "completed", "failed", "cancelled"] | None = None,
+        name: str | None = None,
+        id_prefix: str | None = None,
+        blocked: bool | None = None,
+        limit: int = 100,
+    ) -> list[Instance]:
+        """See Client.list_instances."""
+        return self._call(
+            self._open_client.list_instances(
+                status=status, name=name, id_prefix=id_prefix, blocked=blocked, limit=limit
+            )
+        )
+
+    def list_executions(self, instance_id: str) -> list[ExecutionInfo]:
+        """See Client.list_executions."""
+        return self._call(self._open_client.list_executions(instance_id))
+
+    def read_history(
+        self, instance_id: str, execution_id: int | None = None
+    ) -> list[events.AnyEvent]:
+        """See Client.read_history."""
+        return self._call(self._open_client.read_history(instance_id, execution_id))

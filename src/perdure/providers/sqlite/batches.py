@@ -1,0 +1,239 @@
+"""A batch of operations as rows for the triggers, and the triggers' notes as outcomes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from perdure.errors import InternalError
+from perdure.providers.contract import (
+    TERMINAL,
+    ClaimActivities,
+    ClaimInstances,
+    Committed,
+    CommitTurn,
+    CompleteActivity,
+    Done,
+    Ended,
+    NoteBlocked,
+    NotFound,
+    Operation,
+    Outcome,
+    Refused,
+    ReleaseActivity,
+    ReleaseInstance,
+    SendMessage,
+    Sent,
+    Started,
+    StartInstance,
+    Taken,
+)
+from perdure.providers.sqlite import triggers as kind
+from perdure.providers.sqlite.packing import instance_of_hex
+
+WIDTH = len(kind.COLUMNS)
+ROWS_MAX = 2_000
+"""Rows of one statement: SQLite takes at most 32,766 parameters."""
+
+_ORDER = {
+    operation: place
+    for place, operation in enumerate(
+        (
+            CommitTurn,
+            StartInstance,
+            SendMessage,
+            CompleteActivity,
+            ReleaseActivity,
+            ReleaseInstance,
+            NoteBlocked,
+            ClaimInstances,
+            ClaimActivities,
+        )
+    )
+}
+
+Note = tuple[int, int, str, Any]
+"""op, sub, what, value"""
+
+
+def in_order(batch: Sequence[Operation]) -> list[tuple[int, Operation]]:
+    """The operations with their places, in the order in which they act."""
+    order = _ORDER
+    return sorted(enumerate(batch), key=lambda item: order[type(item[1])])
+
+
+def answers_itself(operation: Operation) -> bool:
+    """Whether its outcome is known without a note, provided that nothing is refused."""
+    if type(operation) is CommitTurn:
+        return not operation.starts and not operation.sends
+    return type(operation) is not StartInstance and type(operation) is not SendMessage
+
+
+def parameters(ordered: Sequence[tuple[int, Operation]], quiet: bool, now: int) -> list[Any]:
+    """The values of all rows, one after the other. quiet: no notes, rather fail."""
+    values: list[Any] = []
+    for place, operation in ordered:
+        op = -1 if quiet else place
+        match operation:
+            case CommitTurn():
+                _turn(values, op, operation, now)
+            case StartInstance():
+                _start(values, op, 0, operation, now)
+                if operation.if_taken is not None:
+                    _send(values, op, 1, operation.if_taken, now, if_taken=0)
+            case SendMessage():
+                _send(values, op, 0, operation, now)
+            case CompleteActivity(key, execution_id, event_id, node_id, attempt, body):
+                values += (op, kind.COMPLETE_ACTIVITY, key, execution_id, event_id)
+                values += (node_id, attempt, body, *_NONE[6], now)
+            case ReleaseActivity(key, execution_id, event_id, node_id, attempt):
+                values += (op, kind.RELEASE_ACTIVITY, key, execution_id, event_id)
+                values += (node_id, attempt, *_NONE[7], now)
+            case ReleaseInstance():
+                _release(values, op, operation, now)
+            case NoteBlocked(keys, blocked, detail):
+                for key in keys:
+                    values += (op, kind.NOTE_BLOCKED, key, None, None)
+                    values += (blocked, detail, *_NONE[7], now)
+            case _:
+                break
+    return values
+
+
+_NONE = [(None,) * n for n in range(WIDTH)]
+
+
+def _turn(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
+    key, execution = turn.key, turn.execution_id
+    events, gone, new = turn.events, turn.activities_gone, turn.activities
+    count = len(events)
+    values += (op, kind.TURN, key, execution, turn.first_event_id, turn.token, turn.external_seen)
+    values += (
+        events[0] if count else None,
+        events[1] if count > 1 else None,
+        gone[0] if gone else None,
+    )
+    if new:
+        first = new[0]
+        owner = turn.node_id if first.claimed else None
+        values += (first.event_id, first.name, first.input, owner, now)
+    else:
+        values += (None, None, None, None, now)
+    for n in range(2, count):
+        values += (op, kind.EVENT, key, execution, turn.first_event_id + n, events[n])
+        values += (*_NONE[8], now)
+    for seq in turn.consumed:
+        values += (op, kind.CONSUMED, key, execution, seq, *_NONE[9], now)
+    for event_id in gone[1:]:
+        values += (op, kind.ACTIVITY_GONE, key, execution, event_id, *_NONE[9], now)
+    for event_id in turn.timers_gone:
+        values += (op, kind.TIMER_GONE, key, execution, event_id, *_NONE[9], now)
+    for activity in new[1:]:
+        owner = turn.node_id if activity.claimed else None
+        values += (op, kind.ACTIVITY, key, execution, activity.event_id, activity.name)
+        values += (activity.input, owner, *_NONE[6], now)
+    for timer in turn.timers:
+        values += (op, kind.TIMER, key, execution, timer.event_id, timer.fire_at_ms)
+        values += (*_NONE[8], now)
+    if turn.starts or turn.sends:
+        _carried(values, op, turn, now)
+    if turn.settle or turn.set_due or turn.release or turn.version is not None:
+        values += (op, kind.STATE, key, execution, None, turn.version, turn.settle)
+        values += (turn.set_due, turn.due_ms, turn.mail_seen, turn.release, *_NONE[3], now)
+    if turn.ending is not None:
+        _ending(values, op, turn, now)
+
+
+def _carried(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
+    for sub, start in enumerate(turn.starts):
+        _start(values, op, 2 * sub, start, now)
+        if start.if_taken is not None:
+            _send(values, op, 2 * sub + 1, start.if_taken, now, if_taken=2 * sub)
+    for sub, send in enumerate(turn.sends, 2 * len(turn.starts)):
+        _send(values, op, sub, send, now)
+
+
+def _ending(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
+    ending, following = turn.ending, turn.next
+    assert ending is not None
+    values += (op, kind.ENDING, turn.key, turn.execution_id, None, ending.status, ending.output)
+    values += (ending.error, ending.status if following is None else None, *_NONE[5], now)
+    if following is not None:
+        values += (op, kind.NEXT, turn.key, following.execution_id, None, following.version)
+        values += (following.input, following.started, *_NONE[6], now)
+
+
+def _start(values: list[Any], op: int, sub: int, start: StartInstance, now: int) -> None:
+    values += (op, kind.START, None, None, sub, start.instance_id, start.incarnation, start.name)
+    values += (start.version, start.input, start.nesting, start.owner, start.token, None, now)
+    parent = start.parent
+    if parent is not None:
+        values += (op, kind.PARENT, None, None, sub, parent.instance_id, parent.incarnation)
+        values += (parent.execution_id, parent.event_id, *_NONE[5], now)
+
+
+def _send(
+    values: list[Any],
+    op: int,
+    sub: int,
+    send: SendMessage,
+    now: int,
+    if_taken: int | None = None,
+) -> None:
+    values += (op, kind.SEND, None, None, sub, send.instance_id, send.incarnation, send.body)
+    values += (send.external, if_taken, *_NONE[4], now)
+
+
+def _release(values: list[Any], op: int, release: ReleaseInstance, now: int) -> None:
+    values += (op, kind.RELEASE_INSTANCE, release.key, None, None, release.token)
+    values += (release.mail_seen, release.due_ms, release.charge, release.blocked)
+    values += (release.detail, release.hold_ms, *_NONE[2], now)
+
+
+def outcomes(batch: Sequence[Operation], notes: Sequence[Note]) -> list[Outcome]:
+    """One outcome each, except for the claims, which get theirs elsewhere."""
+    if not notes:
+        return [_COMMITTED if type(operation) is CommitTurn else _DONE for operation in batch]
+    by_place: defaultdict[int, dict[int, tuple[str, Any]]] = defaultdict(dict)
+    for place, sub, what, value in notes:
+        by_place[place][sub] = what, value
+    return [_outcome(operation, by_place[place]) for place, operation in enumerate(batch)]
+
+
+_DONE = Done()
+_COMMITTED = Committed()
+
+
+def _outcome(operation: Operation, notes: dict[int, tuple[str, Any]]) -> Outcome:
+    if -1 in notes:
+        return Refused(notes[-1][0])
+    if isinstance(operation, StartInstance):
+        return _started(notes[0])
+    if isinstance(operation, SendMessage):
+        return _sent(notes[0])
+    if not isinstance(operation, CommitTurn):
+        return _DONE
+    dropped = notes[-2][1] if -2 in notes else 0
+    dropped += sum(
+        what == "missing" or what in TERMINAL for sub, (what, _) in notes.items() if sub >= 0
+    )
+    starts = tuple(_started(notes[2 * sub]) for sub in range(len(operation.starts)))
+    return Committed(starts, dropped)
+
+
+def _started(note: tuple[str, Any]) -> Started | Taken:
+    what, value = note
+    return Started(value) if what == "started" else Taken(instance_of_hex(value))
+
+
+def _sent(note: tuple[str, Any]) -> Outcome:
+    match note:
+        case "sent", int(key):
+            return Sent(key)
+        case "missing", _:
+            return NotFound()
+        case ("completed" | "failed" | "cancelled") as status, _:
+            return Ended(status)
+        case _:
+            raise InternalError(f"a send was noted as {note!r}")

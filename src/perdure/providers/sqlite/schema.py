@@ -1,0 +1,149 @@
+"""The tables of a SQLite store, and how a file gets them: numbered migrations, forward only.
+
+`PRAGMA user_version` holds the number of the last migration applied, `PRAGMA application_id` says
+that the file is a Perdure store. Each migration is one transaction under the write lock, so that
+any number of processes may open an empty file at once.
+"""
+
+from __future__ import annotations
+
+import apsw
+
+from perdure.errors import ProviderError, StoreTooNew
+
+APPLICATION_ID = 0x50657264
+
+_VERSION_1 = f"""
+pragma application_id = {APPLICATION_ID};
+
+create table instances (
+    key integer primary key autoincrement,
+    instance_id text not null unique,
+    incarnation text not null,
+    name text not null,
+    version text,
+    status text not null
+        check (status in ('pending', 'running', 'completed', 'failed', 'cancelled')),
+    execution_id integer not null,
+    parent_instance text,
+    parent_incarnation text,
+    parent_execution integer,
+    parent_event integer,
+    nesting integer not null,
+    created_ms integer not null,
+    finished_ms integer,
+    owner text,
+    token text,
+    attempt integer not null,
+    due_ms integer,
+    hold_ms integer,
+    mail integer not null,
+    external integer not null,
+    blocked text,
+    blocked_detail text,
+    check ((owner is null) = (token is null)),
+    check (finished_ms is null or (owner is null and due_ms is null))
+) strict;
+create index instances_ready on instances (name, version, due_ms)
+    where owner is null and due_ms is not null;
+create index instances_held on instances (owner, due_ms) where owner is not null;
+create index instances_children on instances (parent_instance, parent_incarnation)
+    where parent_instance is not null;
+
+create table executions (
+    key integer not null,
+    execution_id integer not null,
+    version text,
+    status text not null check (
+        status in
+        ('pending', 'running', 'completed', 'failed', 'cancelled', 'continued_as_new')
+    ),
+    input blob not null,
+    output blob,
+    error blob,
+    started_ms integer not null,
+    ended_ms integer,
+    primary key (key, execution_id)
+) strict, without rowid;
+
+create table history (
+    key integer not null,
+    execution_id integer not null,
+    event_id integer not null,
+    data blob not null,
+    primary key (key, execution_id, event_id)
+) strict, without rowid;
+
+create table activities (
+    key integer not null,
+    execution_id integer not null,
+    event_id integer not null,
+    name text not null,
+    input blob not null,
+    owner text,
+    attempt integer not null,
+    queued_ms integer not null,
+    primary key (key, execution_id, event_id)
+) strict, without rowid;
+create index activities_queue on activities (name, queued_ms) where owner is null;
+
+create table timers (
+    key integer not null,
+    execution_id integer not null,
+    event_id integer not null,
+    fire_at_ms integer not null,
+    primary key (key, execution_id, event_id)
+) strict, without rowid;
+
+create table inbox (
+    seq integer primary key autoincrement,
+    key integer not null,
+    accepted_ms integer not null,
+    body blob not null
+) strict;
+create index inbox_key on inbox (key);
+
+create table nodes (
+    node_id text primary key,
+    host text not null,
+    pid integer not null,
+    started_ms integer not null,
+    lease_until_ms integer not null
+) strict, without rowid;
+"""
+
+MIGRATIONS = (_VERSION_1,)
+"""Migration n takes a store from version n (counted from 0) to n + 1."""
+
+
+def check_version(connection: apsw.Connection, path: str) -> int:
+    """The version of the store; 0 for an empty file. Changes nothing.
+
+    Raises StoreTooNew, and ProviderError if the file belongs to another program.
+    """
+    version: int = connection.execute("pragma user_version").get
+    application_id: int = connection.execute("pragma application_id").get
+    if application_id != APPLICATION_ID:
+        if version or connection.execute("select count(*) from sqlite_schema").get:
+            raise ProviderError(f"{path} is a database of another program; choose another file")
+    elif version > len(MIGRATIONS):
+        raise StoreTooNew(
+            f"{path} has schema version {version}, this Perdure knows {len(MIGRATIONS)}; "
+            "upgrade perdure in this process"
+        )
+    return version
+
+
+def migrate(connection: apsw.Connection, path: str) -> None:
+    """Bring the store to the newest version. Safe to call from many processes at once."""
+    while check_version(connection, path) < len(MIGRATIONS):
+        connection.execute("begin immediate")
+        try:
+            version = check_version(connection, path)
+            if version < len(MIGRATIONS):
+                connection.execute(MIGRATIONS[version])
+                connection.execute(f"pragma user_version = {version + 1}")
+            connection.execute("commit")
+        except BaseException:
+            connection.execute("rollback")
+            raise

@@ -1,0 +1,385 @@
+"""Activities: run what is claimed, bounded, and hand the completion on.
+
+A completion goes to the resident instance in memory; only where there is none it becomes a message
+in the store. Nothing that user code raises gets past this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from perdure.core import events, failures, work
+from perdure.limits import CLAIMS_MAX
+from perdure.marks import Activity
+from perdure.providers.contract import (
+    ActivityClaim,
+    ClaimActivities,
+    ClaimedActivities,
+    CompleteActivity,
+    NewActivity,
+    Outcome,
+    Refused,
+    ReleaseActivity,
+)
+from perdure.runtime.activity_context import ActivityContext, inside
+from perdure.runtime.guard import guarded
+from perdure.runtime.node import Node
+from perdure.runtime.residents import Delivery, Resident
+
+Finished = work.ActivityCompleted | work.ActivityFailed
+Key = tuple[int, int, int]
+"""key, execution id and event id of an activity."""
+
+STOP_GRACE_S = 1.0
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Running:
+    """One attempt of one activity on this node."""
+
+    __slots__ = ("attempt", "context", "event_id", "execution_id", "key", "task")
+
+    def __init__(self, key: int, context: ActivityContext, event_id: int) -> None:
+        self.key = key
+        self.execution_id = context.execution_id
+        self.event_id = event_id
+        self.attempt = context.attempt
+        self.context = context
+        self.task: asyncio.Future[Any] | None = None
+
+    @property
+    def id(self) -> Key:
+        return (self.key, self.execution_id, self.event_id)
+
+
+class Activities:
+    """deliver: hands a completion to a resident. news: a message has been stored. A slot is taken by each running activity and by
+    each one that is inserted claimed and starts when its turn is committed."""
+
+    deliver: Callable[[Resident, Delivery], None]
+    news: Callable[[], None]
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._running: dict[Key, Running] = {}
+        self._slots = node.options.max_activities
+        self._taken = 0
+        self._backlog = False
+        self._claiming = False
+        self._alone = False
+        self._threads: ThreadPoolExecutor | None = None
+
+    # Slots.
+
+    def reserve(self, name: str) -> bool:
+        """Take a slot for an activity that this node is about to insert, if it may run it at once.
+
+        Not while an older one is known to wait in the queue: sequential instances would otherwise
+        hand the slots to themselves for ever.
+        """
+        if (
+            self._taken >= self._slots
+            or self._backlog
+            or self._alone
+            or self._node.stopping
+            or name not in self._node.registry.activities
+        ):
+            self._backlog = self._backlog or name in self._node.registry.activities
+            return False
+        self._taken += 1
+        return True
+
+    def give_back_slots(self, number: int) -> None:
+        self._taken -= number
+
+    # Starting.
+
+    def launch(self, resident: Resident, activity: NewActivity) -> None:
+        """Start an activity of a resident, whose turn has been committed."""
+        resident.local.add(activity.event_id)
+        self._start(
+            resident.key,
+            ActivityContext(
+                resident.instance_id,
+                resident.incarnation,
+                resident.execution_id,
+                activity.name,
+                activity.event_id,
+                1,
+            ),
+            activity.input,
+        )
+
+    def claim_soon(self) -> None:
+        """Claim what waits in the queue, as far as slots are free."""
+        node = self._node
+        free = self._slots - self._taken
+        if self._claiming or free <= 0 or node.stopping or self._alone or not self._backlog:
+            return
+        self._claiming = True
+        names = frozenset(node.registry.activities)
+        node.committer.submit(ClaimActivities(node.node_id, names, free), self._claimed)
+
+    def found_waiting(self) -> None:
+        """The store has unclaimed activities that this node could run."""
+        self._backlog = True
+        self.claim_soon()
+
+    def _claimed(self, outcome: Outcome | BaseException) -> None:
+        self._claiming = False
+        if not isinstance(outcome, ClaimedActivities):
+            self._node.expect(outcome, "claiming activities")
+            return
+        if not outcome.activities and not outcome.more:
+            self._claim_alone()
+            return
+        self._backlog = outcome.more
+        for claim in outcome.activities:
+            self._taken += 1
+            self._start_claimed(claim)
+        self.claim_soon()
+
+    def _claim_alone(self) -> None:
+        """What is left, if anything, has brought a node down before: it runs alone."""
+        node = self._node
+        if self._running or node.stopping:
+            # Looked at again when the last running activity has finished.
+            self._backlog = False
+            return
+        self._alone = True
+        names = frozenset(node.registry.activities)
+        node.committer.submit(ClaimActivities(node.node_id, names, 1, alone=True), self._one)
+
+    def _one(self, outcome: Outcome | BaseException) -> None:
+        self._backlog = False
+        if isinstance(outcome, ClaimedActivities) and outcome.activities:
+            self._backlog = True
+            self._taken += 1
+            self._start_claimed(outcome.activities[0])
+        else:
+            self._alone = False
+            self._node.expect(outcome, "claiming an activity")
+
+    def _start_claimed(self, claim: ActivityClaim) -> None:
+        resident = self._node.residents.get(claim.key)
+        if resident is not None and resident.execution_id == claim.execution_id:
+            resident.local.add(claim.event_id)
+        context = ActivityContext(
+            claim.instance_id,
+            claim.incarnation,
+            claim.execution_id,
+            claim.name,
+            claim.event_id,
+            claim.attempt,
+        )
+        if claim.attempt > CLAIMS_MAX:
+            running = Running(claim.key, context, claim.event_id)
+            self._running[running.id] = running
+            self._finished(running, _poisoned(context))
+            return
+        self._start(claim.key, context, claim.input)
+
+    def _start(self, key: int, context: ActivityContext, payload: bytes) -> None:
+        running = Running(key, context, context.event_id)
+        self._running[running.id] = running
+        activity = self._node.registry.activities[context.activity_name]
+        loop = self._node.loop
+        if activity.is_async:
+            # A context of its own: what an activity sets must not reach the next one.
+            surroundings = contextvars.copy_context()
+            running.task = loop.create_task(
+                self._run(running, activity, payload), context=surroundings
+            )
+        else:
+            surroundings = contextvars.copy_context()
+            thread = loop.run_in_executor(
+                self._pool(), surroundings.run, _run_in_thread, context, activity, payload
+            )
+            thread.add_done_callback(lambda future: self._thread_done(running, future))
+            running.task = thread
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._slots, "perdure-activity")
+        return self._threads
+
+    # Running and finishing.
+
+    async def _run(
+        self, running: Running, activity: Activity[..., Any], payload: bytes
+    ) -> None:
+        context = running.context
+        inside.set(context)
+        guarded.set(True)
+        signature = activity.signature
+        try:
+            args, kwargs = signature.unbind(payload)
+            result = await activity.function(*args, **kwargs)
+            item: Finished = work.ActivityCompleted(
+                running.execution_id, running.event_id, msgspec.Raw(signature.result.encode(result))
+            )
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and context.abandoned:
+                self._abandoned(running)
+                return
+            item = _failed(context, error, activity.raises)
+        self._finished(running, item)
+
+    def _thread_done(self, running: Running, future: asyncio.Future[Finished]) -> None:
+        if future.cancelled() or running.context.abandoned:
+            self._abandoned(running)
+        else:
+            self._finished(running, future.result())
+
+    def _finished(self, running: Running, item: Finished) -> None:
+        self._free(running)
+        resident = self._node.residents.get(running.key)
+        if (
+            resident is not None
+            and resident.execution_id == running.execution_id
+            and not self._node.stopping
+        ):
+            resident.local.discard(running.event_id)
+            self.deliver(resident, Delivery(item, 0, 0, True, running.attempt))
+        else:
+            self._complete(running.key, running.attempt, item)
+        if self._backlog:
+            self.claim_soon()
+
+    def _free(self, running: Running) -> None:
+        self._running.pop(running.id, None)
+        self._taken -= 1
+        if self._alone:
+            self._alone = False
+            self._backlog = True
+
+    def _complete(self, key: int, attempt: int, item: Finished) -> None:
+        node = self._node
+        node.committer.submit(
+            CompleteActivity(
+                key, item.execution_id, item.source_event_id, node.node_id, attempt, _encode(item)
+            ),
+            self._completed,
+        )
+
+    def store(self, key: int, delivery: Delivery) -> None:
+        """Keep a completion that no turn has taken as a message, for whoever owns the instance."""
+        if isinstance(delivery.item, work.ActivityCompleted | work.ActivityFailed):
+            self._complete(key, delivery.attempt, delivery.item)
+
+    def _completed(self, outcome: Outcome | BaseException) -> None:
+        if isinstance(outcome, Refused):
+            self._node.counters["late_completion"] += 1
+        else:
+            self._node.expect(outcome, "completing an activity")
+        self.news()
+
+    # Telling activities that nobody waits for them any more.
+
+    def withdrawn(self, resident: Resident, event_ids: Iterable[int]) -> None:
+        """Tell those of these activities that run here."""
+        for event_id in event_ids:
+            self._tell((resident.key, resident.execution_id, event_id))
+
+    def abandon(self, resident: Resident) -> None:
+        """Tell every activity of the resident's execution that it has ended."""
+        for event_id in resident.local:
+            self._tell((resident.key, resident.execution_id, event_id))
+        resident.local = set()
+
+    def _tell(self, id: Key) -> None:
+        running = self._running.get(id)
+        if running is not None:
+            running.context.cancel()
+
+    # Stopping.
+
+    async def stop(self, timeout_s: float) -> None:
+        """Let what runs finish for this long, then ask it to stop, and give the rest back
+        uncharged. Threads that go on regardless are left behind; their results are not taken."""
+        await self._wait(timeout_s)
+        for running in list(self._running.values()):
+            running.context.abandon()
+            if running.task is not None:
+                running.task.cancel()
+        await self._wait(STOP_GRACE_S)
+        for running in list(self._running.values()):
+            self._abandoned(running)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _wait(self, timeout_s: float) -> None:
+        tasks = [running.task for running in self._running.values() if running.task is not None]
+        if tasks and timeout_s > 0:
+            await asyncio.wait(tasks, timeout=timeout_s)
+            # The callbacks that record their results run one step later.
+            await asyncio.sleep(0)
+
+    def _abandoned(self, running: Running) -> None:
+        """The node stops: the attempt counts for nothing and another node may make it."""
+        if self._running.get(running.id) is not running:
+            return
+        self._free(running)
+        node = self._node
+        node.committer.submit(
+            ReleaseActivity(
+                running.key,
+                running.execution_id,
+                running.event_id,
+                node.node_id,
+                running.attempt,
+            ),
+            lambda outcome: node.expect(outcome, "giving an activity back"),
+        )
+
+    async def tell_lost(self) -> None:
+        """Tell the activities whose claims are gone: withdrawn by an instance on another node."""
+        ids = [
+            running.id
+            for running in self._running.values()
+            if self._node.residents.get(running.key) is None
+        ]
+        if ids:
+            for id in await self._node.provider.lost_activities(self._node.node_id, ids):
+                self._tell(id)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+
+def _run_in_thread(
+    context: ActivityContext, activity: Activity[..., Any], payload: bytes
+) -> Finished:
+    inside.set(context)
+    signature = activity.signature
+    try:
+        args, kwargs = signature.unbind(payload)
+        encoded = signature.result.encode(activity.function(*args, **kwargs))
+    except BaseException as error:
+        return _failed(context, error, activity.raises)
+    return work.ActivityCompleted(context.execution_id, context.event_id, msgspec.Raw(encoded))
+
+
+def _failed(
+    context: ActivityContext, error: BaseException, raises: tuple[type[BaseException], ...]
+) -> work.ActivityFailed:
+    return work.ActivityFailed(
+        context.execution_id, context.event_id, failures.record(error, raises)
+    )
+
+
+def _poisoned(context: ActivityContext) -> work.ActivityFailed:
+    failure = events.Failure(
+        "Poison",
+        f"{CLAIMS_MAX} attempts of activity {context.activity_name!r} ended with the death of "
+        "their process; it is not run again",
+    )
+    return work.ActivityFailed(context.execution_id, context.event_id, failure)

@@ -1,0 +1,251 @@
+"""Intake: what comes to this node from the store. Surveys, claims, histories, dead nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from perdure.core import events
+from perdure.core.journal import Verdict
+from perdure.errors import PerdureError
+from perdure.limits import CLAIMS_MAX
+from perdure.providers.contract import (
+    Acquired,
+    Claimed,
+    ClaimInstances,
+    NoteBlocked,
+    Outcome,
+)
+from perdure.runtime.activities import Activities
+from perdure.runtime.node import Node
+from perdure.runtime.residents import Resident
+from perdure.runtime.turns import Turns
+
+CLAIM_LIMIT = 500
+REAP_S = 0.5
+UNRUNNABLE_S = 30.0
+IDLE_POLL_S = 5.0
+"""A survey at least this often, should every hint have been missed."""
+
+logger = logging.getLogger("perdure")
+
+
+class Intake:
+    """Asks the store for work when there is news, when something becomes due, and now and then."""
+
+    def __init__(self, node: Node, turns: Turns, activities: Activities) -> None:
+        self._node = node
+        self._turns = turns
+        self._activities = activities
+        self._news = asyncio.Event()
+        self._claiming = False
+        self._due: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._end_watch = node.provider.watch(self.news)
+
+    def start(self) -> None:
+        self._spawn(self._survey_forever())
+        self._spawn(self._look_after_others())
+        self.news()
+
+    async def stop(self) -> None:
+        """Take nothing more in."""
+        self._end_watch()
+        if self._due is not None:
+            self._due.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def news(self) -> None:
+        """Something may be in the store for this node: survey it soon."""
+        self._news.set()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._node.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and not self._node.stopping:
+            logger.error("intake failed", exc_info=task.exception())
+
+    # Surveys.
+
+    async def _survey_forever(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            try:
+                await self._survey()
+            except PerdureError as error:
+                logger.warning("cannot survey the store: %s; trying again", error)
+                self._wake_in(0.5)
+
+    async def _survey(self) -> None:
+        node = self._node
+        survey = await node.provider.survey(
+            node.node_id, node.registry.capabilities, frozenset(node.registry.activities)
+        )
+        for mail in survey.mail:
+            resident = node.residents.get(mail.key)
+            if resident is not None and resident.receive(mail.mail, mail.external, mail.messages):
+                self._turns.ready(resident)
+        if survey.activities:
+            self._activities.found_waiting()
+        due_ms = survey.instances_due_ms
+        if due_ms is None:
+            self._wake_in(IDLE_POLL_S)
+        elif due_ms <= node.provider.now_ms():
+            self._claim()
+        else:
+            self._wake_in(min(IDLE_POLL_S, (due_ms - node.provider.now_ms()) / 1000))
+
+    def _wake_in(self, delay_s: float) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        self._due = self._node.loop.call_later(delay_s, self.news)
+
+    # Claims.
+
+    def _claim(self, alone: bool = False) -> None:
+        node = self._node
+        if self._claiming or node.stopping or node.alone is not None:
+            return
+        self._claiming = True
+        operation = ClaimInstances(
+            node.node_id, node.registry.capabilities, 1 if alone else CLAIM_LIMIT, alone
+        )
+        node.committer.submit(operation, lambda outcome: self._claimed(outcome, alone))
+
+    def _claimed(self, outcome: Outcome | BaseException, alone: bool) -> None:
+        self._claiming = False
+        if not isinstance(outcome, Claimed):
+            self._node.expect(outcome, "claiming instances")
+            self._wake_in(0.5)
+            return
+        if not outcome.instances:
+            if alone:
+                self._wake_in(0.1)
+            else:
+                self._claim(alone=True)
+            return
+        residents = [self._resident(acquired) for acquired in outcome.instances]
+        if alone and residents[0].attempt <= CLAIMS_MAX:
+            self._node.alone = residents[0]
+        self.load([resident for resident in residents if not self._poisoned(resident)])
+        self.news()
+
+    def _resident(self, acquired: Acquired) -> Resident:
+        resident = Resident(
+            acquired.key,
+            acquired.instance_id,
+            acquired.incarnation,
+            acquired.name,
+            acquired.version,
+            acquired.execution_id,
+            acquired.token,
+            acquired.input,
+            acquired.parent,
+            acquired.nesting,
+        )
+        resident.attempt = acquired.attempt
+        resident.receive(acquired.mail, acquired.external, acquired.messages)
+        for timer in acquired.timers:
+            self._turns.timers.add(resident, timer.event_id, timer.fire_at_ms)
+        self._node.residents.add(resident)
+        return resident
+
+    def _poisoned(self, resident: Resident) -> bool:
+        if resident.attempt <= CLAIMS_MAX:
+            return False
+        self._turns.block(resident, Verdict("poison", _poison()))
+        return True
+
+    # Histories.
+
+    def load(self, residents: list[Resident]) -> None:
+        """Fetch the histories of residents that have no execution, and run their next turns."""
+        for resident in residents:
+            resident.loading = True
+        if residents:
+            self._spawn(self._load(residents))
+
+    async def _load(self, residents: list[Resident]) -> None:
+        try:
+            wanted = [(resident.key, resident.execution_id) for resident in residents]
+            histories = await self._node.provider.histories(wanted)
+        except PerdureError as error:
+            logger.warning("cannot read histories: %s; trying again", error)
+            await asyncio.sleep(0.2)
+            self.load([resident for resident in residents if not resident.released])
+            return
+        for number, (resident, lines) in enumerate(zip(residents, histories, strict=True)):
+            resident.loading = False
+            if not resident.released:
+                self._begin(resident, lines)
+            if number % 100 == 99:
+                # Decoding thousands of histories must not hold up the turns of the first ones.
+                await asyncio.sleep(0)
+        self.news()
+
+    def _begin(self, resident: Resident, lines: list[bytes]) -> None:
+        try:
+            history = [events.decode(line) for line in lines]
+        except msgspec.DecodeError as error:
+            self._turns.block(resident, Verdict("incompatible_payload", error))
+            return
+        if not self._turns.start_execution(resident, history):
+            self._turns.release(resident)
+
+    # Others.
+
+    async def _look_after_others(self) -> None:
+        """Find dead nodes, and tell what waits in vain; at start-up and then now and then."""
+        loop = self._node.loop
+        told_at = 0.0
+        while True:
+            try:
+                dead = await self._node.provider.reap_nodes(self._node.node_id)
+                if dead:
+                    logger.warning("took over the work of %d dead node(s)", len(dead))
+                    self.news()
+                await self._activities.tell_lost()
+                if told_at <= loop.time():
+                    told_at = loop.time() + UNRUNNABLE_S
+                    await self._tell_unrunnable()
+            except PerdureError as error:
+                logger.warning("cannot look after other nodes: %s; trying again", error)
+            await asyncio.sleep(REAP_S)
+
+    async def _tell_unrunnable(self) -> None:
+        node = self._node
+        rows = await node.provider.unrunnable(node.registry.capabilities, 1_000)
+        if not rows:
+            return
+        names = sorted({f"{row.name} {row.version or ''}".strip() for row in rows})
+        detail = f"no orchestration {', '.join(names)} is listed by this runtime"
+        logger.warning(
+            "%d unfinished instance(s) stay in the store: %s; list it, or run the deployment that "
+            "has it",
+            len(rows),
+            detail,
+        )
+        fresh = tuple(row.key for row in rows if row.blocked is None)
+        if fresh:
+            node.committer.submit(
+                NoteBlocked(fresh, "not_registered", detail),
+                lambda outcome: node.expect(outcome, "noting what cannot run"),
+            )
+
+
+def _poison() -> PerdureError:
+    return PerdureError(
+        f"{CLAIMS_MAX} attempts ended with the death of their process; "
+        "deploy a fix, or start the work again under another id"
+    )

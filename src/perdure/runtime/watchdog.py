@@ -1,0 +1,120 @@
+"""The node's own thread: keeps its lease alive, and watches that turns yield.
+
+User code that blocks the loop must not cost the node its lease silently, and must not keep its
+instances for ever either: a turn that does not yield is reported after a second, interrupted after
+turn_timeout, and if that does not help the lease is no longer renewed, so that others take over.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from perdure.errors import TurnLimitExceeded
+
+TICK_S = 0.5
+REPORT_S = 1.0
+
+logger = logging.getLogger("perdure")
+
+
+class TurnStuck(BaseException):
+    """Raised inside a turn that did not yield for turn_timeout, by the watchdog's thread."""
+
+    def as_error(self) -> TurnLimitExceeded:
+        return TurnLimitExceeded(
+            "the turn did not yield in time and was interrupted; an orchestration must not block: "
+            "do the work in an activity"
+        )
+
+
+class Watchdog:
+    """beat: renews the lease; False if the node has been taken over. lost: told so, once.
+
+    enter and leave bracket every turn on the loop's thread.
+    """
+
+    def __init__(
+        self,
+        beat: Callable[[], bool],
+        lost: Callable[[], None],
+        *,
+        lease_s: float,
+        turn_timeout_s: float,
+    ) -> None:
+        self._beat = beat
+        self._lost = lost
+        self._lease_s = lease_s
+        self._turn_timeout_s = turn_timeout_s
+        self._lock = threading.Lock()
+        self._turn: str | None = None
+        self._since = 0.0
+        self._interrupted = False
+        self._reported = False
+        self._target = threading.get_ident()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="perdure-watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; waits for a heartbeat under way."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def enter(self, instance_id: str) -> None:
+        """A turn of this instance begins."""
+        self._since = time.monotonic()
+        self._turn = instance_id
+
+    def leave(self) -> None:
+        """The turn has ended. An interrupt that comes too late is taken back."""
+        self._turn = None
+        if self._reported:
+            with self._lock:
+                if self._interrupted:
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(self._target), ctypes.c_void_p(None)
+                    )
+                self._interrupted = self._reported = False
+
+    def _watch(self) -> None:
+        beat_at = time.monotonic()
+        while not self._stopping.wait(TICK_S):
+            stuck_s = self._check_turn()
+            now = time.monotonic()
+            # A turn that even the interrupt cannot end keeps the loop: its instances must go to
+            # another node, so the lease is left to run out.
+            if stuck_s > 2 * self._turn_timeout_s or now < beat_at:
+                continue
+            beat_at = now + self._lease_s / 3
+            try:
+                alive = self._beat()
+            except Exception:
+                logger.warning("the heartbeat failed; trying again", exc_info=True)
+                continue
+            if not alive:
+                self._lost()
+                return
+
+    def _check_turn(self) -> float:
+        """How long the turn that is running has not yielded, in seconds."""
+        with self._lock:
+            turn = self._turn
+            if turn is None:
+                return 0.0
+            stuck_s = time.monotonic() - self._since
+            if stuck_s > REPORT_S and not self._reported:
+                self._reported = True
+                logger.error("instance %s: its turn blocks the loop for over 1 s", turn)
+            if stuck_s > self._turn_timeout_s and not self._interrupted:
+                self._interrupted = True
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._target), ctypes.py_object(TurnStuck)
+                )
+            return stuck_s
