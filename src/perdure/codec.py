@@ -133,7 +133,7 @@ def _cached(type_: Any) -> Codec[Any]:
 
 def same_value(codec: Codec[Any], recorded: Encoded, found: Encoded) -> bool:
     """Whether two payloads mean the same under today's type: equal bytes, or equal values."""
-    if recorded == found:
+    if bytes(recorded) == bytes(found):
         return True
     try:
         return equal(codec.decode(recorded), codec.decode(found))

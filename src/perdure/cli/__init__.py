@@ -5,13 +5,12 @@ What a command needs is imported when it runs, so that `perdure --version` and `
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from perdure.cli.outcome import reported
-
-STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+from perdure.providers.contract import Status
 
 store_option = click.option(
     "--store",
@@ -86,17 +85,20 @@ def run(
 
 
 @main.command(name="list")
-@click.option("--status", type=click.Choice(STATUSES), help="Only instances with this status.")
+@click.option(
+    "--status", type=click.Choice(get_args(Status)), help="Only instances with this status."
+)
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
 @json_option
 @store_option
-def list_(status: str | None, as_json: bool, store: str | None) -> None:
+def list_(status: Status | None, limit: int, as_json: bool, store: str | None) -> None:
     """List instances, oldest first.
 
     Example: perdure list --status failed --store sqlite:///shop.db
     """
     from perdure.cli import looking
 
-    looking.list_instances(store, status, as_json)
+    looking.list_instances(store, status, limit, as_json)
 
 
 @main.command()

@@ -24,7 +24,7 @@ def load_orchestration(target: str) -> Orchestration[..., Any]:
     found = getattr(module, name, None)
     if isinstance(found, Orchestration):
         return found
-    there = [m.__name__ for m in marked_in(module) if isinstance(m, Orchestration)]
+    there = [m.function.__name__ for m in marked_in(module) if isinstance(m, Orchestration)]
     what = "is no orchestration" if found is not None else "does not exist"
     raise Refusal(
         USAGE,

@@ -11,17 +11,19 @@ import msgspec
 
 from perdure.cli.settings import store_to_look_at
 from perdure.cli.tables import moment, print_facts, print_table
-from perdure.client import Client
+from perdure.client.client import Client
 from perdure.client.models import Instance
 from perdure.core import events
+from perdure.providers.contract import Status
 
 SCHEMA = "perdure/v1"
-PAGE = 1000
 NOT_SHOWN = {"event_id", "timestamp_ms", "source_event_id", "name", "incarnation", "engine"}
 
 
-def list_instances(store: str | None, status: str | None, as_json: bool) -> None:
-    instances = asyncio.run(_list(store_to_look_at(store), status))
+def list_instances(store: str | None, status: Status | None, limit: int, as_json: bool) -> None:
+    instances = asyncio.run(_list(store_to_look_at(store), status, limit))
+    if len(instances) == limit:
+        click.echo(f"perdure: the first {limit}; --limit shows more", err=True)
     if as_json:
         _print_json({"schema": SCHEMA, "instances": instances})
         return
@@ -48,7 +50,9 @@ def show_instance(store: str | None, instance_id: str, as_json: bool) -> None:
     print_facts(facts(instance, history))
     click.echo()
     names = {event.event_id: getattr(event, "name", "") for event in history}
-    print_table([("ID", "TIME", "EVENT", "OF", "DETAIL"), *(_row(event, names) for event in history)])
+    print_table(
+        [("ID", "TIME", "EVENT", "OF", "DETAIL"), *(_row(event, names) for event in history)]
+    )
 
 
 def facts(instance: Instance, history: Sequence[events.AnyEvent]) -> list[tuple[str, str]]:
@@ -124,9 +128,9 @@ def _print_json(document: dict[str, Any]) -> None:
     click.echo(_text(document))
 
 
-async def _list(url: str, status: str | None) -> list[Instance]:
+async def _list(url: str, status: Status | None, limit: int) -> list[Instance]:
     async with Client(url) as client:
-        return await client.list_instances(status=status)
+        return await client.list_instances(status=status, limit=limit)
 
 
 async def _read(url: str, instance_id: str) -> tuple[Instance, list[events.AnyEvent]]:

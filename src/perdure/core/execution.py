@@ -191,6 +191,8 @@ class Execution:
             if self._cancel_reason is not None:
                 return "duplicate_cancel"
             return events.CancelRequested(event_id, now_ms, item.reason)
+        if isinstance(item, work.Unreadable):
+            return "unreadable"
         if item.execution_id != self.info.execution_id:
             return "stale_execution"
         request = self.context.open_request(item.source_event_id)

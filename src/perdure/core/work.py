@@ -56,6 +56,10 @@ class CancelInstance(WorkItem, frozen=True, tag=True):
     reason: str = ""
 
 
+class Unreadable(WorkItem, frozen=True, tag=True):
+    """Stands for a message that is none of these; it is dropped alone and counted."""
+
+
 AnyWorkItem = Union[  # noqa: UP007 - msgspec needs a runtime union of a long list
     ActivityCompleted,
     ActivityFailed,
@@ -64,6 +68,7 @@ AnyWorkItem = Union[  # noqa: UP007 - msgspec needs a runtime union of a long li
     SubOrchCompleted,
     SubOrchFailed,
     CancelInstance,
+    Unreadable,
 ]
 
 _decoder = msgspec.json.Decoder(AnyWorkItem)
@@ -71,6 +76,9 @@ encode = msgspec.json.Encoder().encode
 
 
 def decode(body: bytes) -> AnyWorkItem:
-    """The work item of a message body; raises msgspec.DecodeError if it is none of this set."""
-    decoded: AnyWorkItem = _decoder.decode(body)
+    """The work item of a message body; Unreadable if it is none of this set."""
+    try:
+        decoded: AnyWorkItem = _decoder.decode(body)
+    except msgspec.DecodeError:
+        return Unreadable()
     return decoded

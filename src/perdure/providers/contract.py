@@ -321,6 +321,7 @@ class ExecutionRow(Value, frozen=True):
     ended_ms: int | None
     output: bytes | None
     error: bytes | None
+    input: bytes = b"null"
 
 
 class Done(Value, frozen=True):

@@ -103,6 +103,10 @@ class Activities:
 
     def launch(self, resident: Resident, activity: NewActivity) -> None:
         """Start an activity of a resident, whose turn has been committed."""
+        if self._node.stopping:
+            self._taken -= 1
+            self._release(resident.key, resident.execution_id, activity.event_id, 1)
+            return
         resident.local.add(activity.event_id)
         self._start(
             resident.key,
@@ -327,15 +331,12 @@ class Activities:
         if self._running.get(running.id) is not running:
             return
         self._free(running)
+        self._release(running.key, running.execution_id, running.event_id, running.attempt)
+
+    def _release(self, key: int, execution_id: int, event_id: int, attempt: int) -> None:
         node = self._node
         node.committer.submit(
-            ReleaseActivity(
-                running.key,
-                running.execution_id,
-                running.event_id,
-                node.node_id,
-                running.attempt,
-            ),
+            ReleaseActivity(key, execution_id, event_id, node.node_id, attempt),
             lambda outcome: node.expect(outcome, "giving an activity back"),
         )
 

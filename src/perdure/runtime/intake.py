@@ -138,7 +138,7 @@ class Intake:
         residents = [self._resident(acquired) for acquired in outcome.instances]
         if alone and residents[0].attempt <= CLAIMS_MAX:
             self._node.alone = residents[0]
-        self.load([resident for resident in residents if not self._poisoned(resident)])
+        self._load_soon([resident for resident in residents if not self._poisoned(resident)])
         self.news()
 
     def _resident(self, acquired: Acquired) -> Resident:
@@ -169,21 +169,29 @@ class Intake:
 
     # Histories.
 
-    def load(self, residents: list[Resident]) -> None:
-        """Fetch the histories of residents that have no execution, and run their next turns."""
+    def _load_soon(self, residents: list[Resident]) -> None:
         for resident in residents:
             resident.loading = True
         if residents:
             self._spawn(self._load(residents))
 
-    async def _load(self, residents: list[Resident]) -> None:
+    def reload(self, resident: Resident) -> None:
+        """Fetch the history of a resident that has lost its execution, and the messages that it
+        has not seen, and run its next turn."""
+        resident.loading = True
+        self._spawn(self._load([resident], survey=True))
+
+    async def _load(self, residents: list[Resident], survey: bool = False) -> None:
+        """Fetch the histories of residents that have no execution, and run their next turns."""
         try:
+            if survey:
+                await self._survey()
             wanted = [(resident.key, resident.execution_id) for resident in residents]
             histories = await self._node.provider.histories(wanted)
         except PerdureError as error:
             logger.warning("cannot read histories: %s; trying again", error)
             await asyncio.sleep(0.2)
-            self.load([resident for resident in residents if not resident.released])
+            self._load_soon([resident for resident in residents if not resident.released])
             return
         for number, (resident, lines) in enumerate(zip(residents, histories, strict=True)):
             resident.loading = False

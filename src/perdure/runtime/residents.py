@@ -108,8 +108,9 @@ class Resident:
 
     def receive(self, mail: int, external: int, messages: tuple[Message, ...]) -> bool:
         """Take in what the inbox holds; True if anything of it is new."""
-        self.mail = mail
-        self.external = external
+        # Two looks at the inbox may come back in the wrong order.
+        self.mail = max(self.mail, mail)
+        self.external = max(self.external, external)
         fresh = [message for message in messages if message.seq > self.last_seq]
         for message in fresh:
             self.last_seq = message.seq

@@ -147,7 +147,7 @@ class _Parts:
         self._intake = Intake(node, self._turns, self._activities)
         self._activities.deliver = self._turns.deliver
         self._activities.news = self._intake.news
-        self._turns.load = self._intake.load
+        self._turns.reload = self._intake.reload
         self._turns.news = self._intake.news
 
     def start(self) -> None:

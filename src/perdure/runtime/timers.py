@@ -52,8 +52,16 @@ class Timers:
         delay_s = max(0, at_ms - self._provider.now_ms()) / 1000
         self._wake = self._loop.call_later(min(delay_s, LATE_S_MAX), self._due)
 
+    def fire_due(self) -> None:
+        """Fire what is due, without waiting for the wake-up: a turn that takes messages in must
+        also see the timers that came before them."""
+        if self._heap and self._heap[0][0] <= self._provider.now_ms():
+            self._due()
+
     def _due(self) -> None:
-        self._wake = None
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
         now_ms = self._provider.now_ms()
         heap = self._heap
         while heap and heap[0][0] <= now_ms:

@@ -40,10 +40,10 @@ logger = logging.getLogger("perdure")
 
 
 class Turns:
-    """load: fetch the history of residents whose execution is gone. news: there may be work that
-    only the store knows of. adopt: take over an instance that was started already owned."""
+    """reload: fetch the history of residents whose execution is gone, and their messages. news: there may be work that
+    only the store knows of."""
 
-    load: Callable[[list[Resident]], None]
+    reload: Callable[[Resident], None]
     news: Callable[[], None]
 
     def __init__(self, node: Node, activities: Activities, watchdog: Watchdog) -> None:
@@ -105,6 +105,7 @@ class Turns:
     def _pump(self) -> None:
         self._pumping = False
         node = self._node
+        self.timers.fire_due()
         until = node.loop.time() + SLICE_S
         queue = self._queue
         if node.alone is not None:
@@ -242,6 +243,10 @@ class Turns:
     ) -> None:
         operation, resident.committing = resident.committing, None
         assert operation is not None
+        if resident.released:
+            # Given up meanwhile: the node stops. What it claimed goes back with the node.
+            self._activities.give_back_slots(sum(new.claimed for new in operation.activities))
+            return
         if isinstance(outcome, Committed):
             self._applied(resident, operation, turn, kept, outcome)
             return
@@ -249,12 +254,12 @@ class Turns:
         self._activities.give_back_slots(claimed)
         if isinstance(outcome, Refused):
             self._node.counters[f"refused_{outcome.reason}"] += 1
-            if outcome.reason == "behind" and not resident.released:
+            if outcome.reason == "behind":
                 self._reload(resident, deliveries)
             else:
                 self._lose(resident, deliveries)
         elif isinstance(outcome, StoreClosed):
-            self._lose(resident, [])
+            self.forget(resident, [])
         else:
             assert isinstance(outcome, BaseException)
             self.block(resident, Verdict("internal", internal(outcome)), deliveries, charge=True)
@@ -356,7 +361,7 @@ class Turns:
         self._close(resident, resident.execution)
         resident.execution = None
         resident.pending = deliveries + resident.pending
-        self.load([resident])
+        self.reload(resident)
 
     def _lose(self, resident: Resident, deliveries: list[Delivery]) -> None:
         """The instance is no longer ours."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from perdure.errors import InternalError
@@ -36,7 +37,7 @@ WIDTH = len(kind.COLUMNS)
 ROWS_MAX = 2_000
 """Rows of one statement: SQLite takes at most 32,766 parameters."""
 
-_ORDER = {
+_ORDER: dict[type, int] = {
     operation: place
     for place, operation in enumerate(
         (
@@ -61,6 +62,22 @@ def in_order(batch: Sequence[Operation]) -> list[tuple[int, Operation]]:
     """The operations with their places, in the order in which they act."""
     order = _ORDER
     return sorted(enumerate(batch), key=lambda item: order[type(item[1])])
+
+
+def bucket(rows: int) -> int:
+    """A number of rows for which a statement is kept prepared: exact to 16, then rounded up by at
+    most a quarter. The additional rows are left empty."""
+    if rows <= 16:
+        return rows
+    step = 1 << ((rows - 1).bit_length() - 3)
+    return min(-(-rows // step) * step, ROWS_MAX)
+
+
+@cache
+def insert_text(rows: int) -> str:
+    """The statement for that many rows."""
+    row = f"({','.join('?' * WIDTH)})"
+    return "insert into batch values " + ",".join([row] * rows)
 
 
 def answers_itself(operation: Operation) -> bool:

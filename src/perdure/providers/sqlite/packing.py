@@ -6,7 +6,7 @@ apsw gives up the GIL at each row, and beside a busy Python thread each way back
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from perdure.providers.contract import InstanceRow
 _decode = msgspec.json.Decoder(list[list[Any]]).decode
 
 
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Query:
     """A query in two forms with the same rows: packed into one, and plain."""
@@ -26,7 +29,7 @@ class Query:
     plain: str
     blobs: int
 
-    def rows(self, connection: apsw.Connection, parameters: Sequence[Any]) -> list[list[Any]]:
+    def rows(self, connection: apsw.Connection, parameters: Parameters) -> list[list[Any]]:
         """All rows; the last `blobs` columns are bytes or None."""
         try:
             text, data = connection.execute(self.packed, parameters).get

@@ -20,7 +20,7 @@ import apsw
 
 from perdure.providers.sqlite.packing import HEX_INSTANCE
 
-COLUMNS = "op kind key execution_id n a b c d e f g h i now".split()
+COLUMNS = (*("op", "kind", "key", "execution_id", "n"), *"abcdefghi", "now")
 
 TURN = 1
 EVENT = 2

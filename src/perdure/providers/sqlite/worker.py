@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-
 T = TypeVar("T")
 Work = Callable[[], Any]
 
@@ -60,11 +59,12 @@ class Worker:
                 result = work()
             except BaseException as raised:
                 error = raised
-            self._post(_settle, future, result, error)
+            self.post(_settle, future, result, error)
             # A waiting thread must not keep the last batch alive.
             del item, future, work, error, result
 
-    def _post(self, function: Callable[..., None], *arguments: Any) -> None:
+    def post(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function on the loop, from any thread."""
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
@@ -79,5 +79,3 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
         future.set_result(result)
     else:
         future.set_exception(error)
-
-

@@ -1,0 +1,285 @@
+"""The SQLite provider: a writer's thread, a reader's thread, and a third connection for beats.
+
+The loop's thread does no I/O. Every write goes through the writer's queue in one transaction, every
+read through the reader's; only `beat` writes by itself, so that a lease does not depend on how
+long the queues are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import apsw
+
+from perdure.errors import ForkedStoreError, StoreClosed
+from perdure.providers.contract import (
+    Capabilities,
+    ExecutionRow,
+    InstanceFilter,
+    InstanceRow,
+    NodeRow,
+    Operation,
+    Outcome,
+    Survey,
+)
+from perdure.providers.sqlite import reads, registry
+from perdure.providers.sqlite.connection import Database
+from perdure.providers.sqlite.nodes import NodeLocks
+from perdure.providers.sqlite.worker import Worker
+from perdure.providers.sqlite.writer import Writer
+
+LOCK_WAIT_MS = 30_000
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def wall_ms() -> int:
+    """Milliseconds since the epoch: the store's clock is its host's."""
+    return time.time_ns() // 1_000_000
+
+
+class SqliteProvider:
+    """A store in the file `path`, which is created if it does not exist.
+
+    now_ms: the store's clock. lock_wait_ms: how long to wait for the write lock before
+    StoreUnavailable. probe: see Writer.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        now_ms: Callable[[], int] = wall_ms,
+        lock_wait_ms: int = LOCK_WAIT_MS,
+        probe: Callable[[str], None] | None = None,
+    ) -> None:
+        self.path = os.path.abspath(path)
+        self.now_ms = now_ms
+        self._database = Database(self.path, lock_wait_ms)
+        self._locks = NodeLocks(f"{self.path}-nodes")
+        self._writer = Writer(self._database, now_ms, self._seen_foreign, probe)
+        self._pid = os.getpid()
+        self._state = "new"
+        self._loop: asyncio.AbstractEventLoop
+        self._write: Worker
+        self._read: Worker
+        self._reading: apsw.Connection
+        self._beating: apsw.Connection | None = None
+        self._beat_lock = threading.Lock()
+        self._leases: dict[str, int] = {}
+        self._watchers: list[Callable[[], None]] = []
+        self._telling = False
+
+    async def open(self) -> None:
+        self._check_process()
+        if self._state != "new":
+            raise StoreClosed(f"{self.path} was opened before; make a new provider")
+        self._state = "opening"
+        self._loop = asyncio.get_running_loop()
+        self._write = Worker("perdure-sqlite-writer", self._writer.poll)
+        self._read = Worker("perdure-sqlite-reader")
+        try:
+            await self._write.submit(self._writer.open)
+            await self._read.submit(self._open_reading)
+        except BaseException:
+            self._state = "closed"
+            self._write.stop(self._writer.close)
+            self._read.stop(self._close_reading)
+            raise
+        self._state = "open"
+
+    def _connect(self) -> apsw.Connection:
+        try:
+            connection = self._database.connect()
+            self._database.configure(connection)
+        except apsw.Error as error:
+            raise self._database.explain(error) from error
+        return connection
+
+    def _open_reading(self) -> None:
+        self._reading = self._connect()
+        self._reading.execute("pragma query_only = on")
+
+    def _close_reading(self) -> None:
+        self._reading.close()
+
+    async def close(self) -> None:
+        self._check_process()
+        if self._state != "open":
+            return
+        self._state = "closed"
+        self._watchers.clear()
+        await self._read.stop(self._close_reading)
+        await self._write.stop(self._close_writing)
+
+    def _close_writing(self) -> None:
+        with self._beat_lock:
+            if self._beating is not None:
+                self._beating.close()
+                self._beating = None
+        self._writer.close()
+        self._locks.close()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedStoreError(
+                f"{self.path} was opened by the parent of this forked process; "
+                "open a new provider in the child"
+            )
+
+    def _check_open(self) -> None:
+        self._check_process()
+        if self._state != "open":
+            raise StoreClosed(f"{self.path} is {'not open' if self._state == 'new' else 'closed'}")
+
+    # Writing.
+
+    def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
+        self._check_open()
+        return self._write.submit(lambda: self._writer.commit(batch))
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        self._check_open()
+        self._watchers.append(changed)
+        if not self._write.polling:
+            self._write.polling = True
+            # It may be waiting without an end.
+            self._write.submit(self._writer.poll)
+
+        def end() -> None:
+            if changed in self._watchers:
+                self._watchers.remove(changed)
+            self._write.polling = bool(self._watchers)
+
+        return end
+
+    def _seen_foreign(self) -> None:
+        if self._watchers and not self._telling:
+            self._telling = True
+            self._write.post(self._tell_watchers)
+
+    def _tell_watchers(self) -> None:
+        self._telling = False
+        for changed in list(self._watchers):
+            changed()
+
+    # Nodes.
+
+    async def register_node(self, node_id: str, lease_ms: int) -> None:
+        self._check_open()
+        self._leases[node_id] = lease_ms
+
+        def register() -> None:
+            self._locks.take(node_id)
+            try:
+                self._writer.register(node_id, lease_ms)
+            except BaseException:
+                self._locks.drop(node_id)
+                raise
+
+        await self._write.submit(register)
+
+    def beat(self, node_id: str) -> bool:
+        self._check_open()
+        with self._beat_lock:
+            if self._state != "open":
+                raise StoreClosed(f"{self.path} is closed")
+            if self._beating is None:
+                self._beating = self._connect()
+            now = self.now_ms()
+            lease_ms = self._leases[node_id]
+            renewed_ms = self._writer.renewed_ms.get(node_id, 0)
+            try:
+                if 0 <= now - renewed_ms < lease_ms // 3:
+                    return registry.is_known(self._beating, node_id)
+                return registry.renew(self._beating, node_id, now + lease_ms)
+            except apsw.Error as error:
+                raise self._database.explain(error) from error
+
+    async def release_node(self, node_id: str) -> None:
+        self._check_open()
+
+        def release() -> None:
+            self._writer.release(node_id)
+            self._locks.drop(node_id)
+
+        await self._write.submit(release)
+
+    async def reap_nodes(self, node_id: str) -> list[str]:
+        others = [row.node_id for row in await self.nodes() if row.node_id != node_id]
+
+        def reap() -> list[str]:
+            unlocked = [other for other in others if self._locks.is_free(other)]
+            locked = [other for other in others if other not in unlocked]
+            return self._writer.reap(unlocked, locked)
+
+        return await self._write.submit(reap) if others else []
+
+    async def nodes(self) -> list[NodeRow]:
+        return await self._query(reads.nodes)
+
+    # Reading.
+
+    async def _query(
+        self,
+        read: Callable[Concatenate[apsw.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        self._check_open()
+
+        def run() -> T:
+            try:
+                return read(self._reading, *args, **kwargs)
+            except apsw.Error as error:
+                raise self._database.explain(error) from error
+
+        return await self._read.submit(run)
+
+    async def survey(
+        self, node_id: str, capabilities: Capabilities, activity_names: frozenset[str]
+    ) -> Survey:
+        return await self._query(reads.survey, node_id, capabilities, activity_names, self.now_ms())
+
+    async def lost_activities(
+        self, node_id: str, claims: Collection[tuple[int, int, int]]
+    ) -> list[tuple[int, int, int]]:
+        return await self._query(reads.lost_activities, node_id, claims)
+
+    async def unrunnable(self, capabilities: Capabilities, limit: int) -> list[InstanceRow]:
+        return await self._query(reads.unrunnable, capabilities, limit, self.now_ms())
+
+    async def histories(self, wanted: Sequence[tuple[int, int]]) -> list[list[bytes]]:
+        return await self._query(reads.histories, wanted)
+
+    async def read_history(
+        self, instance_id: str, execution_id: int | None = None, after: int = 0, limit: int = 1000
+    ) -> list[bytes]:
+        return await self._query(reads.read_history, instance_id, execution_id, after, limit)
+
+    async def get_instances(self, instance_ids: Collection[str]) -> dict[str, InstanceRow]:
+        return await self._query(reads.get_instances, instance_ids)
+
+    async def get_execution(self, key: int, execution_id: int) -> ExecutionRow | None:
+        return await self._query(reads.get_execution, key, execution_id)
+
+    async def list_executions(self, instance_id: str) -> list[ExecutionRow]:
+        return await self._query(reads.list_executions, instance_id)
+
+    async def list_instances(
+        self, filter: InstanceFilter, after: int = 0, limit: int = 100
+    ) -> list[InstanceRow]:
+        return await self._query(reads.list_instances, filter, after, limit)
+
+    async def list_children(self, instance_id: str, incarnation: str) -> list[InstanceRow]:
+        return await self._query(reads.list_children, instance_id, incarnation)
+
+    async def count_instances(self) -> dict[str, int]:
+        return await self._query(reads.count_instances)

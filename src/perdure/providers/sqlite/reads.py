@@ -1,0 +1,249 @@
+"""The reads: each one statement, in the reader's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import apsw
+import msgspec
+
+from perdure.errors import InstanceNotFound
+from perdure.providers.contract import (
+    Capabilities,
+    ExecutionRow,
+    InstanceFilter,
+    InstanceRow,
+    Mail,
+    Message,
+    NodeRow,
+    Survey,
+)
+from perdure.providers.sqlite.claims import names_json, pairs_json
+from perdure.providers.sqlite.packing import INSTANCE_BLOBS, INSTANCE_COLUMNS, Query, query
+
+HISTORIES_AT_ONCE = 500
+
+_SURVEY = """
+select
+    exists (
+        select 1 from instances as i where owner = :node and due_ms <= :now
+            and exists (select 1 from inbox where inbox.key = i.key)
+    ),
+    (
+        select min((
+            select due_ms from instances
+            where name = pair.value ->> 0 and version is pair.value ->> 1
+                and owner is null and due_ms is not null
+            order by due_ms limit 1
+        )) from json_each(:pairs) as pair
+    ),
+    exists (
+        select 1 from json_each(:names) as named where exists (
+            select 1 from activities where owner is null and name = named.value
+        )
+    )
+"""
+_MAIL = query(
+    "i.key, i.mail, i.external, m.seq, m.accepted_ms",
+    "m.body",
+    "from instances as i join inbox as m on m.key = i.key "
+    "where i.owner = :node and i.due_ms <= :now order by i.due_ms, i.key, m.seq",
+)
+
+
+def survey(
+    connection: apsw.Connection,
+    node_id: str,
+    capabilities: Capabilities,
+    activity_names: frozenset[str],
+    now: int,
+) -> Survey:
+    has_mail, due_ms, activities = connection.execute(
+        _SURVEY,
+        {
+            "node": node_id,
+            "now": now,
+            "pairs": pairs_json(capabilities),
+            "names": names_json(activity_names),
+        },
+    ).get
+    mail = _mail(connection, node_id, now) if has_mail else ()
+    return Survey(mail, due_ms, bool(activities))
+
+
+def _mail(connection: apsw.Connection, node_id: str, now: int) -> tuple[Mail, ...]:
+    counters: dict[int, tuple[int, int]] = {}
+    messages: dict[int, list[Message]] = {}
+    for key, mail, external, *message in _MAIL.rows(connection, {"node": node_id, "now": now}):
+        counters[key] = mail, external
+        messages.setdefault(key, []).append(Message(*message))
+    return tuple(Mail(key, *counters[key], tuple(found)) for key, found in messages.items())
+
+
+_LOST = """
+select json_group_array(claim.key) from json_each(:claims) as claim
+where not exists (
+    select 1 from activities as a
+    where a.key = claim.value ->> 0 and a.execution_id = claim.value ->> 1
+        and a.event_id = claim.value ->> 2 and a.owner = :node
+)
+"""
+
+
+def lost_activities(
+    connection: apsw.Connection, node_id: str, claims: Collection[tuple[int, int, int]]
+) -> list[tuple[int, int, int]]:
+    asked = list(claims)
+    lost: list[int] = msgspec.json.decode(
+        connection.execute(
+            _LOST, {"claims": msgspec.json.encode(asked).decode(), "node": node_id}
+        ).get
+    )
+    return [asked[place] for place in lost]
+
+
+def _instances(rest: str) -> Query:
+    return query(INSTANCE_COLUMNS, INSTANCE_BLOBS, rest)
+
+
+_JOIN = "join executions as e on e.key = i.key and e.execution_id = i.execution_id"
+
+_UNRUNNABLE = _instances(
+    f"from instances as i {_JOIN} where i.key in ("
+    "  select key from instances where owner is null and due_ms <= :now and not exists ("
+    "    select 1 from json_each(:pairs) as pair"
+    "    where pair.value ->> 0 = name and pair.value ->> 1 is version"
+    "  ) order by due_ms, key limit :limit"
+    ") order by i.due_ms, i.key"
+)
+_BY_ID = _instances(
+    f"from json_each(?) as wanted join instances as i on i.instance_id = wanted.value {_JOIN}"
+)
+_CHILDREN = _instances(
+    f"from instances as i {_JOIN} "
+    "where i.parent_instance = ? and i.parent_incarnation = ? order by i.key"
+)
+
+
+def unrunnable(
+    connection: apsw.Connection, capabilities: Capabilities, limit: int, now: int
+) -> list[InstanceRow]:
+    return _rows(
+        connection,
+        _UNRUNNABLE,
+        {"now": now, "pairs": pairs_json(capabilities), "limit": limit},
+    )
+
+
+def get_instances(
+    connection: apsw.Connection, instance_ids: Collection[str]
+) -> dict[str, InstanceRow]:
+    asked = msgspec.json.encode(list(set(instance_ids))).decode()
+    return {row.instance_id: row for row in _rows(connection, _BY_ID, (asked,))}
+
+
+def list_children(
+    connection: apsw.Connection, instance_id: str, incarnation: str
+) -> list[InstanceRow]:
+    return _rows(connection, _CHILDREN, (instance_id, incarnation))
+
+
+_CONDITIONS = {
+    "status": "i.status = :status",
+    "name": "i.name = :name",
+    "id_prefix": "substr(i.instance_id, 1, length(:id_prefix)) = :id_prefix",
+    "blocked": "(i.blocked is not null) = :blocked",
+}
+
+
+def list_instances(
+    connection: apsw.Connection, wanted: InstanceFilter, after: int, limit: int
+) -> list[InstanceRow]:
+    given: dict[str, Any] = {
+        field: value for field, value in msgspec.structs.asdict(wanted).items() if value is not None
+    }
+    conditions = " and ".join(["i.key > :after", *(_CONDITIONS[field] for field in given)])
+    rest = f"from instances as i {_JOIN} where {conditions} order by i.key limit :limit"
+    return _rows(connection, _instances(rest), {**given, "after": after, "limit": limit})
+
+
+def _rows(connection: apsw.Connection, wanted: Query, parameters: Any) -> list[InstanceRow]:
+    return [InstanceRow(*row) for row in wanted.rows(connection, parameters)]
+
+
+def count_instances(connection: apsw.Connection) -> dict[str, int]:
+    counts: dict[str, int] = msgspec.json.decode(
+        connection.execute(
+            "select json_group_object(status, n) from "
+            "(select status, count(*) as n from instances group by status)"
+        ).get
+    )
+    return counts
+
+
+_EXECUTION_COLUMNS = "e.execution_id, e.version, e.status, e.started_ms, e.ended_ms"
+_EXECUTION = query(
+    _EXECUTION_COLUMNS,
+    "e.output, e.error",
+    "from executions as e where key = ? and execution_id = ?",
+)
+_EXECUTIONS = query(
+    _EXECUTION_COLUMNS,
+    "e.output, e.error",
+    "from instances as i join executions as e on e.key = i.key "
+    "where i.instance_id = ? order by e.execution_id",
+)
+
+
+def get_execution(connection: apsw.Connection, key: int, execution_id: int) -> ExecutionRow | None:
+    rows = _EXECUTION.rows(connection, (key, execution_id))
+    return ExecutionRow(*rows[0]) if rows else None
+
+
+def list_executions(connection: apsw.Connection, instance_id: str) -> list[ExecutionRow]:
+    return [ExecutionRow(*row) for row in _EXECUTIONS.rows(connection, (instance_id,))]
+
+
+_HISTORIES = query(
+    "wanted.key",
+    "h.data",
+    "from json_each(?) as wanted join history as h "
+    "on h.key = wanted.value ->> 0 and h.execution_id = wanted.value ->> 1 "
+    "order by wanted.id, h.event_id",
+)
+_HISTORY = query(
+    "h.event_id",
+    "h.data",
+    "from history as h where h.key = ? and h.execution_id = ? and h.event_id > ? "
+    "order by h.event_id limit ?",
+)
+
+
+def histories(connection: apsw.Connection, wanted: Sequence[tuple[int, int]]) -> list[list[bytes]]:
+    found: list[list[bytes]] = [[] for _ in wanted]
+    for start in range(0, len(wanted), HISTORIES_AT_ONCE):
+        asked = msgspec.json.encode(wanted[start : start + HISTORIES_AT_ONCE]).decode()
+        for place, data in _HISTORIES.rows(connection, (asked,)):
+            found[start + place].append(data)
+    return found
+
+
+def read_history(
+    connection: apsw.Connection, instance_id: str, execution_id: int | None, after: int, limit: int
+) -> list[bytes]:
+    current = connection.execute(
+        "select key, execution_id from instances where instance_id = ?", (instance_id,)
+    ).get
+    if current is None:
+        raise InstanceNotFound(f"there is no instance {instance_id!r}; check the id and the store")
+    key, current_execution = current
+    execution = current_execution if execution_id is None else execution_id
+    return [data for _, data in _HISTORY.rows(connection, (key, execution, after, limit))]
+
+
+_NODES = query("node_id, host, pid, started_ms, lease_until_ms", "", "from nodes order by node_id")
+
+
+def nodes(connection: apsw.Connection) -> list[NodeRow]:
+    return [NodeRow(*row) for row in _NODES.rows(connection, ())]

@@ -1,0 +1,237 @@
+"""What the writer's thread does with its connection: batches, nodes, and a look for others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import apsw
+import msgspec
+
+from perdure.errors import ProviderError
+from perdure.providers.contract import ClaimActivities, ClaimInstances, Operation, Outcome
+from perdure.providers.sqlite import registry, triggers
+from perdure.providers.sqlite.batches import (
+    ROWS_MAX,
+    WIDTH,
+    Note,
+    answers_itself,
+    bucket,
+    in_order,
+    insert_text,
+    outcomes,
+    parameters,
+)
+from perdure.providers.sqlite.claims import claim_activities, claim_instances
+from perdure.providers.sqlite.connection import Database
+from perdure.providers.sqlite.schema import check_version, migrate
+
+LOOK_AT_FILE_MS = 20
+
+
+class Writer:
+    """Owns the connection that writes. All methods but `__init__` run in the writer's thread.
+
+    foreign: called when a commit of another connection has been seen.
+    probe: called with "before_commit" and "after_commit"; for tests that end the process there.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        now_ms: Callable[[], int],
+        foreign: Callable[[], None],
+        probe: Callable[[str], None] | None,
+    ) -> None:
+        self._database = database
+        self._now_ms = now_ms
+        self._foreign = foreign
+        self._probe = probe
+        self._connection: apsw.Connection
+        self._identity: tuple[int, int] | None = None
+        self._looked_at_file_ms = 0
+        self._version = 0
+        self._leases: dict[str, int] = {}
+        self.renewed_ms: dict[str, int] = {}
+        """When the lease of each node of this process was last renewed here."""
+
+    def open(self) -> None:
+        connection = self._database.connect()
+        try:
+            check_version(connection, self._database.path)
+            self._database.configure(connection)
+            migrate(connection, self._database.path)
+            triggers.prepare(connection)
+        except apsw.Error as error:
+            connection.close()
+            raise self._database.explain(error) from error
+        except ProviderError:
+            connection.close()
+            raise
+        self._connection = connection
+        self._identity = self._database.identity()
+        self._version = connection.data_version()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def poll(self) -> None:
+        """Look whether another connection has committed since the last batch or look."""
+        try:
+            self._connection.execute("pragma data_version").fetchall()
+        except apsw.Error:
+            return
+        self._note_version(0)
+
+    def commit(self, batch: Sequence[Operation]) -> list[Outcome]:
+        self._check_file()
+        ordered = in_order(batch)
+        claims = ordered and isinstance(ordered[-1][1], ClaimInstances | ClaimActivities)
+        quiet = all(answers_itself(operation) for _, operation in ordered)
+        try:
+            if quiet:
+                try:
+                    return self._apply(batch, ordered, bool(claims), quiet=True)
+                except apsw.ConstraintError:
+                    # Somebody is refused, or has something to be told: do it again, with notes.
+                    self._roll_back()
+            return self._apply(batch, ordered, bool(claims), quiet=False)
+        except apsw.Error as error:
+            raise self._database.explain(error) from error
+        except (TypeError, OverflowError, UnicodeError) as error:
+            raise ProviderError(f"a value in the batch cannot be stored: {error}") from error
+        finally:
+            self._roll_back()
+
+    def _apply(
+        self,
+        batch: Sequence[Operation],
+        ordered: list[tuple[int, Operation]],
+        claims: bool,
+        quiet: bool,
+    ) -> list[Outcome]:
+        execute = self._connection.execute
+        now = self._now_ms()
+        renewals = self._due_renewals(now)
+        values = parameters(ordered, quiet, now)
+        rows = len(values) // WIDTH
+        # A single statement is a transaction by itself.
+        explicit = claims or bool(renewals) or rows > ROWS_MAX
+        if explicit:
+            execute("begin immediate")
+        elif self._probe is not None:
+            self._probe("before_commit")
+        self._insert(values, rows)
+        notes = [] if quiet else self._take_notes()
+        results = outcomes(batch, notes)
+        if claims:
+            self._claim(ordered, results, now)
+        if explicit:
+            for node_id in renewals:
+                registry.renew(self._connection, node_id, now + self._leases[node_id])
+            if self._probe is not None:
+                self._probe("before_commit")
+            execute("commit")
+        if self._probe is not None:
+            self._probe("after_commit")
+        for node_id in renewals:
+            self.renewed_ms[node_id] = now
+        self._note_version(1)
+        return results
+
+    def _insert(self, values: list[Any], rows: int) -> None:
+        for start in range(0, rows, ROWS_MAX):
+            count = min(rows - start, ROWS_MAX)
+            size = bucket(count)
+            part = values[start * WIDTH : (start + count) * WIDTH] if rows > ROWS_MAX else values
+            if size > count:
+                part += [None] * ((size - count) * WIDTH)
+            self._connection.execute(insert_text(size), part)
+
+    def _take_notes(self) -> list[Note]:
+        text: str = self._connection.execute(
+            "select json_group_array(json_array(op, sub, what, value)) from notes"
+        ).get
+        if text == "[]":
+            return []
+        self._connection.execute("delete from notes")
+        notes: list[Note] = msgspec.json.decode(text)
+        return notes
+
+    def _claim(
+        self, ordered: list[tuple[int, Operation]], results: list[Outcome], now: int
+    ) -> None:
+        for place, operation in ordered:
+            match operation:
+                case ClaimInstances():
+                    results[place] = claim_instances(self._connection, operation, now)
+                case ClaimActivities():
+                    results[place] = claim_activities(self._connection, operation)
+                case _:
+                    pass
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("rollback")
+
+    def _note_version(self, own: int) -> None:
+        # SQLite counts here what this connection committed, plus one for each time that it found
+        # commits of others.
+        version = self._connection.data_version()
+        if version - self._version > own:
+            self._foreign()
+        self._version = version
+
+    def _check_file(self) -> None:
+        now = self._now_ms()
+        if 0 <= now - self._looked_at_file_ms < LOOK_AT_FILE_MS:
+            return
+        self._looked_at_file_ms = now
+        if self._database.identity() != self._identity:
+            raise ProviderError(
+                f"{self._database.path} was deleted or replaced while in use; "
+                "nothing more is written. Restore the file and restart the process"
+            )
+
+    def register(self, node_id: str, lease_ms: int) -> None:
+        with self._transaction() as now:
+            registry.register(self._connection, node_id, now, now + lease_ms)
+        self._leases[node_id] = lease_ms
+        self.renewed_ms[node_id] = now
+
+    def release(self, node_id: str) -> None:
+        self._leases.pop(node_id, None)
+        self.renewed_ms.pop(node_id, None)
+        with self._transaction():
+            registry.forget(self._connection, node_id)
+
+    def reap(self, unlocked: Sequence[str], others: Sequence[str]) -> list[str]:
+        """Forget and free the nodes that are dead: those whose lock was found free, and the others
+        if their lease is over. Returns those that were still known."""
+        with self._transaction() as now:
+            return [
+                node_id
+                for node_id in (*unlocked, *registry.expired(self._connection, others, now))
+                if registry.forget(self._connection, node_id)
+            ]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[int]:
+        self._check_file()
+        try:
+            self._connection.execute("begin immediate")
+            yield self._now_ms()
+            self._connection.execute("commit")
+            self._note_version(1)
+        except apsw.Error as error:
+            raise self._database.explain(error) from error
+        finally:
+            self._roll_back()
+
+    def _due_renewals(self, now: int) -> list[str]:
+        return [
+            node_id
+            for node_id, lease_ms in self._leases.items()
+            if not 0 <= now - self.renewed_ms[node_id] < lease_ms // 3
+        ]

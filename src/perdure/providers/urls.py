@@ -1,0 +1,31 @@
+"""Store URLs: which provider a text names."""
+
+from __future__ import annotations
+
+from perdure.errors import ProviderError
+from perdure.providers.contract import Provider
+from perdure.providers.memory import MemoryProvider, MemoryStore
+from perdure.providers.sqlite import SqliteProvider
+from perdure.providers.sqlite.provider import wall_ms
+
+_FORMS = "sqlite:///relative.db, sqlite:////absolute.db, memory:// or memory://name"
+_named_stores: dict[str, MemoryStore] = {}
+
+
+def open_provider(url: str) -> Provider:
+    """The provider for a URL, not yet opened.
+
+    `sqlite:///shop.db` is a file in the current folder, `sqlite:////var/shop.db` an absolute path.
+    `memory://` is a new empty store at each call, `memory://name` the store of that name in this
+    process. Raises ProviderError for anything else.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "memory" and "/" not in rest:
+        if not rest:
+            return MemoryProvider(MemoryStore(wall_ms))
+        return MemoryProvider(_named_stores.setdefault(rest, MemoryStore(wall_ms)))
+    if separator and scheme == "sqlite" and rest.startswith("/") and rest.strip("/"):
+        if "?" in rest or "#" in rest or rest.endswith("/"):
+            raise ProviderError(f"{url!r} is not the URL of a file; use {_FORMS}")
+        return SqliteProvider(rest[1:])
+    raise ProviderError(f"{url!r} is not the URL of a store; use {_FORMS}")
