@@ -138,9 +138,7 @@ async def latency(folder: Path, rounds: int = 300) -> dict[str, Any]:
         times = []
         for number in range(rounds + 10):
             began = time.perf_counter()
-            handle = await runtime.client.start_orchestration(
-                sequence, 1, instance_id=f"i{number}"
-            )
+            handle = await runtime.client.start_orchestration(sequence, 1, instance_id=f"i{number}")
             await handle.result()
             times.append((time.perf_counter() - began) * 1000)
             await asyncio.sleep(0.001)

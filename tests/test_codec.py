@@ -96,6 +96,11 @@ class NoEquality:
     item: int
 
 
+@dataclasses.dataclass
+class Incomparable:
+    rate: float | None = dataclasses.field(compare=False)
+
+
 class Model:
     """Has the methods by which a pydantic model is recognised, and its strictness from JSON."""
 
@@ -355,6 +360,7 @@ def test_what_fits_a_type_comes_back_and_all_else_is_a_payload_error(
         (Order, dataclasses.replace(ORDER, discount=math.nan), "$.discount is nan"),
         (Loose, Loose({"a": math.nan}), "$.meta.a is nan"),
         (dict[float, int], {math.inf: 1}, "$[inf] is inf"),
+        (Incomparable, Incomparable(math.nan), "$.rate is nan"),
         (Model, Model(datetime.date(2026, 1, 2), math.nan), "$.rate is nan"),
     ],
 )

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-README_PROGRAM = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from test_docs import programs
+
+ROOT = Path(__file__).parents[1]
+ACCEPTED = ROOT / "tests" / "typing" / "accepted.py"
+REJECTED = ROOT / "tests" / "typing" / "rejected.py"
 MYPY_ERROR = re.compile(r"^(.+?):(\d+): error: (.*)$", re.MULTILINE)
 
 
@@ -50,11 +52,10 @@ def pyright(files: Sequence[Path]) -> list[tuple[str, int, str]]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The accepted and the rejected file, and the programs of the README."""
     folder = tmp_path_factory.mktemp("programs")
-    written = [HERE / "accepted.py", HERE / "rejected.py"]
-    for number, code in enumerate(README_PROGRAM.findall((ROOT / "README.md").read_text())):
+    written = [ACCEPTED, REJECTED]
+    for number, program in enumerate(programs((ROOT / "README.md").read_text(), "README.md")):
         written.append(folder / f"readme_{number}.py")
-        written[-1].write_text(code)
-    assert len(written) > 2
+        written[-1].write_text(program.code)
     return written
 
 
@@ -69,12 +70,12 @@ def errors(
 
 @pytest.mark.slow
 def test_correct_programs_pass(errors: list[tuple[str, int, str]]) -> None:
-    assert [error for error in errors if error[0] != "rejected.py"] == []
+    assert [error for error in errors if error[0] != REJECTED.name] == []
 
 
 @pytest.mark.slow
 def test_each_wrong_line_and_no_other_is_an_error(errors: list[tuple[str, int, str]]) -> None:
-    lines = (HERE / "rejected.py").read_text().splitlines()
+    lines = REJECTED.read_text().splitlines()
     wrong = {number for number, line in enumerate(lines, 1) if line.endswith("# error")}
 
-    assert {line for name, line, _ in errors if name == "rejected.py"} == wrong
+    assert {line for name, line, _ in errors if name == REJECTED.name} == wrong

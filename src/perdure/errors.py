@@ -1,32 +1,32 @@
 """Every error class of Perdure, in one tree.
 
-    PerdureError
-    ├── InvalidName                 an id or a name breaks the rules for names
-    ├── PayloadError                a value cannot be encoded, or does not fit its declared type
-    │   └── PayloadTooLarge         its encoded form is over the limit
-    ├── InvalidTimer                a duration that is NaN, infinite or too long
-    ├── LimitExceeded               one of the numbered limits of an orchestration
-    │   ├── HistoryLimitExceeded    events of one execution
-    │   ├── TurnLimitExceeded       decisions or callbacks of one turn
-    │   ├── TooManyPending          activities, timers, waits and children open at once
-    │   └── NestingTooDeep          children of children
-    ├── RegistrationError           what was listed for a runtime cannot be hosted
-    ├── NotInOrchestration          a durable call outside an orchestration
-    ├── ForbiddenOperation          a call that cannot be deterministic
-    ├── NondeterminismError         the code no longer makes the recorded decisions
-    ├── InstanceNotFound            no such instance
-    ├── InstanceAlreadyExists       the id is taken
-    ├── InstanceTerminal            the instance has ended
-    ├── OrchestrationFailedError    the awaited orchestration failed or was cancelled
-    ├── RecordedFailure             a failure that arrives inside an orchestration
-    │   ├── ActivityError           the activity raised
-    │   └── SubOrchestrationError   the child failed
-    ├── ProviderError               the store refuses or cannot be reached
-    │   ├── StoreUnavailable        try again later; the outcome may be unknown
-    │   ├── StoreTooNew             written by a newer Perdure
-    │   ├── StoreClosed             used after close
-    │   └── ForkedStoreError        used in a forked child
-    └── InternalError               a fault of Perdure itself; please report it
+PerdureError
+├── InvalidName                 an id or a name breaks the rules for names
+├── PayloadError                a value cannot be encoded, or does not fit its declared type
+│   └── PayloadTooLarge         its encoded form is over the limit
+├── InvalidTimer                a duration that is NaN, infinite or too long
+├── LimitExceeded               one of the numbered limits of an orchestration
+│   ├── HistoryLimitExceeded    events of one execution
+│   ├── TurnLimitExceeded       decisions or callbacks of one turn
+│   ├── TooManyPending          activities, timers, waits and children open at once
+│   └── NestingTooDeep          children of children
+├── RegistrationError           what was listed for a runtime cannot be hosted
+├── NotInOrchestration          a durable call outside an orchestration
+├── ForbiddenOperation          a call that cannot be deterministic
+├── NondeterminismError         the code no longer makes the recorded decisions
+├── InstanceNotFound            no such instance
+├── InstanceAlreadyExists       the id is taken
+├── InstanceTerminal            the instance has ended
+├── OrchestrationFailedError    the awaited orchestration failed or was cancelled
+├── RecordedFailure             a failure that arrives inside an orchestration
+│   ├── ActivityError           the activity raised
+│   └── SubOrchestrationError   the child failed
+├── ProviderError               the store refuses or cannot be reached
+│   ├── StoreUnavailable        try again later; the outcome may be unknown
+│   ├── StoreTooNew             written by a newer Perdure
+│   ├── StoreClosed             used after close
+│   └── ForkedStoreError        used in a forked child
+└── InternalError               a fault of Perdure itself; please report it
 """
 
 from __future__ import annotations

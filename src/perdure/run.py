@@ -46,7 +46,8 @@ def run(
             "perdure.run was called inside a running event loop; there, use "
             "`async with perdure.Runtime(…)` and `await client.start_orchestration(…)`"
         )
-    return asyncio.run(_run(store, orchestration, inputs, instance_id, host))
+    result: R = asyncio.run(_run(store, orchestration, inputs, instance_id, host))
+    return result
 
 
 def note(text: str) -> None:
@@ -113,5 +114,3 @@ def _terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-
-

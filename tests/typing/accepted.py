@@ -83,7 +83,7 @@ async def verbs(ctx: OrchestrationContext, names: list[str]) -> int:
     assert_type(await asyncio.create_task(charge("a")), str)
     async with asyncio.TaskGroup() as group:
         assert_type(await group.create_task(charge("a")), str)
-    index, result = await ctx.select(charge("a"), ctx.schedule_timer(1))
+    index, _ = await ctx.select(charge("a"), ctx.schedule_timer(1))
     assert_type(index, int)
     if names:
         return await ctx.continue_as_new(names[1:])

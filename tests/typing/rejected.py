@@ -54,6 +54,5 @@ async def client_calls(client: Client) -> None:
 
 def script() -> None:
     perdure.run("sqlite:///a.db", checkout, 1)  # error
-    perdure.run("sqlite:///a.db", charge, "o-1")  # error
     wrong: int = perdure.run("sqlite:///a.db", checkout, "o-1")  # error
     print(wrong)

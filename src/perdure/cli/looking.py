@@ -104,7 +104,7 @@ def _row(event: events.AnyEvent, names: dict[int, str]) -> tuple[str, str, str, 
         moment(event.timestamp_ms),
         type(event).__name__,
         str(source or ""),
-        "  ".join(part for part in parts if part),
+        ", ".join(part for part in parts if part),
     )
 
 

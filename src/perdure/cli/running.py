@@ -23,6 +23,7 @@ from perdure.cli.tables import printable
 from perdure.client.models import Instance
 from perdure.errors import InstanceNotFound, ProviderError
 from perdure.marks import Orchestration
+from perdure.names import check_instance_id
 
 LOOK_S = 0.2
 
@@ -36,6 +37,8 @@ def run(
 ) -> None:
     orchestration = load_orchestration(target)
     inputs = inputs_of(orchestration, input_json)
+    if instance_id is not None:
+        check_instance_id(instance_id)
     url = store_to_run_on(store)
     if instance_id is None:
         instance_id = f"{orchestration.name}-{secrets.token_hex(4)}"

@@ -6,6 +6,8 @@ import os
 import tomllib
 from pathlib import Path
 
+import msgspec
+
 from perdure.cli.outcome import NO_STORE, USAGE, Refusal
 
 SQLITE = "sqlite:///"
@@ -44,13 +46,21 @@ def store_to_run_on(given: str | None) -> str:
 
 def _store_of_project(file: Path) -> str | None:
     try:
-        with file.open("rb") as content:
-            project = tomllib.load(content)
+        project = msgspec.convert(tomllib.loads(file.read_text()), _Project)
     except FileNotFoundError:
         return None
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise Refusal(USAGE, f"pyproject.toml cannot be read: {error}") from error
-    store = project.get("tool", {}).get("perdure", {}).get("store")
-    if store is not None and not isinstance(store, str):
-        raise Refusal(USAGE, "[tool.perdure] store in pyproject.toml must be a string")
-    return store
+    except (OSError, ValueError) as error:
+        raise Refusal(USAGE, f"{file} cannot be used: {error}") from error
+    return project.tool.perdure.store
+
+
+class _Perdure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    store: str | None = None
+
+
+class _Tool(msgspec.Struct, frozen=True):
+    perdure: _Perdure = _Perdure()
+
+
+class _Project(msgspec.Struct, frozen=True):
+    tool: _Tool = _Tool()

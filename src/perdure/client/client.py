@@ -26,8 +26,8 @@ from perdure.providers.contract import (
     Outcome,
     Provider,
     SendMessage,
-    StartInstance,
     Started,
+    StartInstance,
     Taken,
 )
 from perdure.providers.urls import open_provider
@@ -131,7 +131,7 @@ class Client:
         version: str | None = None,
         if_exists: IfExists = "error",
     ) -> OrchestrationHandle[Any]: ...
-    async def start_orchestration(
+    async def start_orchestration(  # type: ignore[misc]  # mypy 2.4 cannot match *Ts with *Any
         self,
         orchestration: Any,
         *inputs: Any,
@@ -155,7 +155,7 @@ class Client:
         handle, taken = await self._insert(start, codec)
         if taken is not None and if_exists == "error":
             raise InstanceAlreadyExists(
-                f"instance {instance_id!r} exists ({taken.status}); use if_exists=\"return\" for "
+                f'instance {instance_id!r} exists ({taken.status}); use if_exists="return" for '
                 "its handle, or another id",
                 instance_id=instance_id,
                 status=taken.status,

@@ -158,7 +158,9 @@ class OrchestrationContext:
     ) -> DurableFuture[R]: ...
     @overload
     def schedule_activity(self, activity: str, *inputs: Any) -> DurableFuture[Any]: ...
-    def schedule_activity(self, activity: Any, *inputs: Any, result_type: Any = Any) -> Any:
+    def schedule_activity(  # type: ignore[misc]  # mypy 2.4 cannot match *Ts with *Any
+        self, activity: Any, *inputs: Any, result_type: Any = Any
+    ) -> Any:
         """Run an activity. It runs at least once; exactly one completion is recorded.
 
         activity: a marked function or a registered name; by name, result_type is what the result
@@ -247,7 +249,7 @@ class OrchestrationContext:
         instance_id: str | None = None,
         version: str | None = None,
     ) -> DurableFuture[Any]: ...
-    def schedule_sub_orchestration(
+    def schedule_sub_orchestration(  # type: ignore[misc]  # mypy 2.4 cannot match *Ts with *Any
         self,
         orchestration: Any,
         *inputs: Any,
@@ -326,7 +328,7 @@ class OrchestrationContext:
         instance_id: str | None = None,
         version: str | None = None,
     ) -> str: ...
-    def start_orchestration(
+    def start_orchestration(  # type: ignore[misc]  # mypy 2.4 cannot match *Ts with *Any
         self,
         orchestration: Any,
         *inputs: Any,

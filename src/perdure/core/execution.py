@@ -17,7 +17,9 @@ import msgspec
 
 from perdure.codec import same_value
 from perdure.core import actions, events, failures, work
+from perdure.core.actions import AnyAction
 from perdure.core.context import Info, Lookup, MarkedOrchestration, OrchestrationContext
+from perdure.core.events import AnyEvent
 from perdure.core.futures import DurableFuture, DurableTimer
 from perdure.core.journal import ExecutionClosed, Journal, TurnRefused
 from perdure.core.loop import DeterministicLoop
@@ -49,11 +51,11 @@ class Turn(msgspec.Struct, frozen=True):
     ending: the last event, if it ended the execution.
     """
 
-    events: list[events.AnyEvent]
-    actions: list[actions.AnyAction]
+    events: list[AnyEvent]
+    actions: list[AnyAction]
     taken: int
     dropped: dict[str, int]
-    ending: events.AnyEvent | None
+    ending: AnyEvent | None
 
 
 class Execution:
@@ -83,7 +85,8 @@ class Execution:
         self.context = OrchestrationContext(
             info, self.journal, orchestration, lookup, self._continued
         )
-        self._loop = DeterministicLoop(self, self.context)
+        # Abstract only to the type checker: what it refuses is added to it in a loop.
+        self._loop = DeterministicLoop(self, self.context)  # type: ignore[abstract]
         self.context._loop = self._loop
 
     @property
@@ -174,7 +177,9 @@ class Execution:
             ):
                 code = frame.f_code
                 found = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
-            awaiting = getattr(awaiting, "cr_await", None) or getattr(awaiting, "gi_yieldfrom", None)
+            awaiting = getattr(awaiting, "cr_await", None) or getattr(
+                awaiting, "gi_yieldfrom", None
+            )
         return found
 
     # From work item to stimulus.
@@ -326,9 +331,7 @@ class Execution:
         if self._main is not None:
             self._main.cancel(event.reason or None)
 
-    def _complete(
-        self, event: events.ActivityCompleted | events.SubOrchestrationCompleted
-    ) -> None:
+    def _complete(self, event: events.ActivityCompleted | events.SubOrchestrationCompleted) -> None:
         self._resolve(event.source_event_id, event.result)
 
     def _external(self, event: events.ExternalEvent) -> None:

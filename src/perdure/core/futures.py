@@ -41,7 +41,10 @@ class LoopFuture(asyncio.Future[Any]):
 if TYPE_CHECKING:
     # A coroutine for type checkers only: asyncio.create_task and TaskGroup accept it, because the
     # deterministic loop does.
-    class _DurableBase(asyncio.Future[R], Coroutine[Any, Any, R]): ...  # type: ignore[misc]
+    class _DurableBase(asyncio.Future[R], Coroutine[Any, Any, R]):
+        def send(self, value: Any, /) -> Any: ...
+        def throw(self, *error: Any) -> Any: ...
+        def close(self) -> None: ...
 else:
     _DurableBase = asyncio.Future
 

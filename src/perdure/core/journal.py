@@ -193,7 +193,15 @@ def python_minor() -> str:
 def describe(thing: object) -> str:
     """An event or action in one line: kind and what tells it from its like."""
     parts = []
-    for field in ("name", "instance", "version", "fire_at_ms", "delay_ms", "source", "source_event_id"):
+    for field in (
+        "name",
+        "instance",
+        "version",
+        "fire_at_ms",
+        "delay_ms",
+        "source",
+        "source_event_id",
+    ):
         value = getattr(thing, field, None)
         if value is not None:
             parts.append(f"{field}={value!r}")

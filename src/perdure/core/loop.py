@@ -12,13 +12,14 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from types import CodeType, FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVarTuple
 
 from perdure.core.futures import DurableFuture, DurableTimer, LoopFuture, LoopTask
 from perdure.core.journal import Journal
 from perdure.errors import TurnLimitExceeded
 from perdure.limits import TURN_CALLBACKS_MAX
 
+Ts = TypeVarTuple("Ts")
 
 Outer = tuple[asyncio.AbstractEventLoop | None, Any]
 
@@ -134,22 +135,20 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def call_soon(
         self,
-        callback: Callable[..., object],
-        *args: Any,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> Any:
         # Not `context or …`: an empty context is false.
-        entry = Callback(
-            callback, args, contextvars.copy_context() if context is None else context
-        )
+        entry = Callback(callback, args, contextvars.copy_context() if context is None else context)
         self._ready.append(entry)
         return entry
 
     def call_later(
         self,
         delay: float,
-        callback: Callable[..., object],
-        *args: Any,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> Any:
         where = contextvars.copy_context() if context is None else context
@@ -162,8 +161,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def call_at(
         self,
         when: float,
-        callback: Callable[..., object],
-        *args: Any,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> Any:
         return self.call_later(when - self.time(), callback, *args, context=context)
@@ -275,14 +274,37 @@ _REFUSED: dict[str, str] = {
     "stop": _OWNED,
     "close": _OWNED,
     **dict.fromkeys(
-        (
-            "add_reader remove_reader add_writer remove_writer add_signal_handler "
-            "remove_signal_handler create_connection create_server create_unix_connection "
-            "create_unix_server create_datagram_endpoint connect_accepted_socket start_tls "
-            "connect_read_pipe connect_write_pipe subprocess_exec subprocess_shell getaddrinfo "
-            "getnameinfo sendfile sock_accept sock_connect sock_recv sock_recv_into sock_recvfrom "
-            "sock_recvfrom_into sock_sendall sock_sendfile sock_sendto"
-        ).split(),
+        [
+            "add_reader",
+            "remove_reader",
+            "add_writer",
+            "remove_writer",
+            "add_signal_handler",
+            "remove_signal_handler",
+            "create_connection",
+            "create_server",
+            "create_unix_connection",
+            "create_unix_server",
+            "create_datagram_endpoint",
+            "connect_accepted_socket",
+            "start_tls",
+            "connect_read_pipe",
+            "connect_write_pipe",
+            "subprocess_exec",
+            "subprocess_shell",
+            "getaddrinfo",
+            "getnameinfo",
+            "sendfile",
+            "sock_accept",
+            "sock_connect",
+            "sock_recv",
+            "sock_recv_into",
+            "sock_recvfrom",
+            "sock_recvfrom_into",
+            "sock_sendall",
+            "sock_sendfile",
+            "sock_sendto",
+        ],
         _IO,
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -32,9 +33,9 @@ def unwind(loop: DeterministicLoop, context: contextvars.Context) -> int:
             coroutine: Any = task.get_coro()
             stubborn += not _closed(context, coroutine.close, coroutine)
             # What is closed may have an exception that nobody has asked for.
-            task._log_traceback = False  # type: ignore[attr-defined]
+            task._log_traceback = False
         for generator in list(loop.asyncgens.values()):
-            stubborn += not _closed(context, lambda g=generator: _shut(g), generator)
+            stubborn += not _closed(context, functools.partial(_shut, generator), generator)
     finally:
         loop.clear()
         loop.leave(outer)
@@ -45,7 +46,7 @@ def _shut(generator: AsyncGenerator[Any, Any]) -> None:
     """Run `aclose` as far as it goes without waiting."""
     closing = generator.aclose()
     try:
-        closing.send(None)  # type: ignore[attr-defined]
+        closing.send(None)
     except (StopIteration, StopAsyncIteration):
         return
     raise RuntimeError("the generator awaited something while it was closed")

@@ -75,7 +75,7 @@ def compare(job: Job, paths: list[str], before: int) -> int:
     say(f"   files hashed before the kill  {before:7,}")
     say(f"   files hashed after it         {len(lines) - before:7,}")
     say(
-        f"   of these, hashed twice        {len(lines) - len(set(lines)):7,}  (running at the kill)"
+        f"   of these, hashed twice        {len(lines) - len(set(lines)):7,}  (not yet recorded at the kill)"
     )
     if not equal:
         say("[red]The manifests differ.[/]")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from random import Random
 
 from perdure.errors import StoreClosed, StoreUnavailable
-from perdure.providers.contract import CommitTurn, Committed, Operation, Outcome, Provider
+from perdure.providers.contract import Committed, CommitTurn, Operation, Outcome, Provider
 
 Done = Callable[[Outcome | BaseException], None]
 """Called on the loop with the outcome of one operation, or with the error that refused it."""

@@ -216,9 +216,7 @@ class Activities:
 
     # Running and finishing.
 
-    async def _run(
-        self, running: Running, activity: Activity[..., Any], payload: bytes
-    ) -> None:
+    async def _run(self, running: Running, activity: Activity[..., Any], payload: bytes) -> None:
         context = running.context
         inside.set(context)
         guarded.set(True)

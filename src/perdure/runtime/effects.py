@@ -278,9 +278,7 @@ def _next(
     resident: Resident, ending: events.OrchestrationContinuedAsNew, version: str
 ) -> NextExecution:
     started = started_event(resident, version, ending.input, 1, ending.timestamp_ms)
-    return NextExecution(
-        resident.execution_id + 1, version, bytes(ending.input), _encode(started)
-    )
+    return NextExecution(resident.execution_id + 1, version, bytes(ending.input), _encode(started))
 
 
 def _due_after(

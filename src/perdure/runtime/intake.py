@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
 
 from perdure.core import events
 from perdure.core.journal import Verdict
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, StoreUnavailable
 from perdure.limits import CLAIMS_MAX
 from perdure.providers.contract import (
     Acquired,
@@ -27,6 +27,7 @@ from perdure.runtime.turns import Turns
 
 CLAIM_LIMIT = 500
 REAP_S = 0.5
+RETRY_S = 0.5
 UNRUNNABLE_S = 30.0
 IDLE_POLL_S = 5.0
 """A survey at least this often, should every hint have been missed."""
@@ -43,13 +44,14 @@ class Intake:
         self._activities = activities
         self._news = asyncio.Event()
         self._claiming = False
+        self._told_at = 0.0
         self._due: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._end_watch = node.provider.watch(self.news)
 
     def start(self) -> None:
-        self._spawn(self._survey_forever())
-        self._spawn(self._look_after_others())
+        self._spawn(self._forever(self._survey_at_news, "survey the store"))
+        self._spawn(self._forever(self._look_after_others, "look after other nodes"))
         self.news()
 
     async def stop(self) -> None:
@@ -75,17 +77,27 @@ class Intake:
         if not task.cancelled() and task.exception() is not None and not self._node.stopping:
             logger.error("intake failed", exc_info=task.exception())
 
+    async def _forever(self, step: Callable[[], Awaitable[None]], what: str) -> None:
+        """Repeat a step. An error in one is reported and waited out: a node that takes nothing in
+        any more would look alive and do nothing."""
+        while True:
+            try:
+                await step()
+            except StoreUnavailable as error:
+                logger.warning("cannot %s: %s; trying again", what, error)
+                await asyncio.sleep(RETRY_S)
+                self.news()
+            except Exception:
+                logger.exception("cannot %s; trying again", what)
+                await asyncio.sleep(RETRY_S)
+                self.news()
+
     # Surveys.
 
-    async def _survey_forever(self) -> None:
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            try:
-                await self._survey()
-            except PerdureError as error:
-                logger.warning("cannot survey the store: %s; trying again", error)
-                self._wake_in(0.5)
+    async def _survey_at_news(self) -> None:
+        await self._news.wait()
+        self._news.clear()
+        await self._survey()
 
     async def _survey(self) -> None:
         node = self._node
@@ -215,21 +227,16 @@ class Intake:
 
     async def _look_after_others(self) -> None:
         """Find dead nodes, and tell what waits in vain; at start-up and then now and then."""
-        loop = self._node.loop
-        told_at = 0.0
-        while True:
-            try:
-                dead = await self._node.provider.reap_nodes(self._node.node_id)
-                if dead:
-                    logger.warning("took over the work of %d dead node(s)", len(dead))
-                    self.news()
-                await self._activities.tell_lost()
-                if told_at <= loop.time():
-                    told_at = loop.time() + UNRUNNABLE_S
-                    await self._tell_unrunnable()
-            except PerdureError as error:
-                logger.warning("cannot look after other nodes: %s; trying again", error)
-            await asyncio.sleep(REAP_S)
+        dead = await self._node.provider.reap_nodes(self._node.node_id)
+        if dead:
+            logger.warning("took over the work of %d dead node(s)", len(dead))
+            self.news()
+        await self._activities.tell_lost()
+        now = self._node.loop.time()
+        if self._told_at <= now:
+            self._told_at = now + UNRUNNABLE_S
+            await self._tell_unrunnable()
+        await asyncio.sleep(REAP_S)
 
     async def _tell_unrunnable(self) -> None:
         node = self._node

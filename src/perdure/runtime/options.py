@@ -13,7 +13,7 @@ class Options:
     turn_timeout_s: after how long a turn that does not yield is interrupted (0.1 to 3,600).
     """
 
-    max_activities: int = 256
+    max_activities: int = 1_000
     max_residents: int = 5_000
     lease_s: float = 10.0
     turn_timeout_s: float = 10.0

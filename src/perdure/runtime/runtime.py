@@ -138,7 +138,7 @@ class _Parts:
         loop = node.loop
         self._watchdog = Watchdog(
             lambda: node.provider.beat(node.node_id),
-            lambda: loop.call_soon_threadsafe(lost),  # type: ignore[arg-type, return-value]
+            lambda: loop.call_soon_threadsafe(lost),  # type: ignore[arg-type]
             lease_s=node.options.lease_s,
             turn_timeout_s=node.options.turn_timeout_s,
         )

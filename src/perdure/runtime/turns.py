@@ -15,14 +15,14 @@ from perdure.core.execution import Execution, Turn, TurnInterrupted
 from perdure.core.journal import TurnRefused, Verdict
 from perdure.errors import StoreClosed
 from perdure.providers.contract import (
-    CommitTurn,
     Committed,
+    CommitTurn,
     NextExecution,
     Outcome,
     Refused,
     ReleaseInstance,
-    StartInstance,
     Started,
+    StartInstance,
 )
 from perdure.runtime.activities import Activities
 from perdure.runtime.effects import Plan, plan_turn, started_event
@@ -155,7 +155,8 @@ class Turns:
             try:
                 turn = self._step(resident, deliveries)
             finally:
-                self._watchdog.leave()
+                if self._watchdog.leave():
+                    raise TurnStuck
         except TurnRefused as refused:
             self.block(resident, refused.verdict, deliveries)
         except TurnInterrupted as interrupted:
@@ -191,7 +192,9 @@ class Turns:
         taken, kept = self._split(resident, turn, deliveries)
         node = self._node
         plan = Plan(resident, self._activities.reserve, node.owner_of)
-        operation = plan_turn(resident, node.node_id, turn, taken, plan, self._next_version(resident))
+        operation = plan_turn(
+            resident, node.node_id, turn, taken, plan, self._next_version(resident)
+        )
         if not (
             operation.events
             or operation.consumed
@@ -201,9 +204,7 @@ class Turns:
         ):
             return
         resident.committing = operation
-        node.committer.submit(
-            operation, partial(self._committed, resident, turn, deliveries, kept)
-        )
+        node.committer.submit(operation, partial(self._committed, resident, turn, deliveries, kept))
 
     def _split(
         self, resident: Resident, turn: Turn, deliveries: list[Delivery]
@@ -326,7 +327,7 @@ class Turns:
             start.nesting,
         )
         self._node.residents.add(resident)
-        if not self.start_execution(resident, []):
+        if self._node.stopping or not self.start_execution(resident, []):
             self.release(resident)
 
     def _ended(

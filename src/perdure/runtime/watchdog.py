@@ -72,16 +72,20 @@ class Watchdog:
         self._since = time.monotonic()
         self._turn = instance_id
 
-    def leave(self) -> None:
-        """The turn has ended. An interrupt that comes too late is taken back."""
+    def leave(self) -> bool:
+        """The turn has ended; True if it was interrupted and is therefore void, whatever its code
+        made of that. An interrupt that has not arrived yet is taken back."""
         self._turn = None
-        if self._reported:
-            with self._lock:
-                if self._interrupted:
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                        ctypes.c_ulong(self._target), ctypes.c_void_p(None)
-                    )
-                self._interrupted = self._reported = False
+        if not self._reported:
+            return False
+        with self._lock:
+            interrupted = self._interrupted
+            if interrupted:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._target), ctypes.c_void_p(None)
+                )
+            self._interrupted = self._reported = False
+        return interrupted
 
     def _watch(self) -> None:
         beat_at = time.monotonic()

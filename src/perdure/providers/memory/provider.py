@@ -22,7 +22,8 @@ from perdure.providers.contract import (
     Outcome,
     Survey,
 )
-from perdure.providers.memory.store import Instance, MemoryStore, Node, is_runnable
+from perdure.providers.memory.rows import Instance, Node
+from perdure.providers.memory.store import MemoryStore, is_runnable
 
 
 class MemoryProvider:

@@ -177,8 +177,10 @@ def claim_activities(connection: apsw.Connection, claim: ClaimActivities) -> Cla
     connection.execute(_CLAIM, (claim.node_id, ids))
     return ClaimedActivities(
         tuple(
-            ActivityClaim(*row[:6], input=row[7], attempt=row[6])
-            for row in _CLAIMED.rows(connection, (ids,))
+            ActivityClaim(key, instance_id, incarnation, execution, event, name, data, attempt)
+            for key, instance_id, incarnation, execution, event, name, attempt, data in (
+                _CLAIMED.rows(connection, (ids,))
+            )
         ),
         more,
     )

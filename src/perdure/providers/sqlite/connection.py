@@ -11,6 +11,7 @@ from typing import Any
 import apsw
 
 from perdure.errors import ProviderError, StoreUnavailable
+from perdure.providers.sqlite.schema import check_version
 
 BUSY_LOOK_S = 0.0005
 STATEMENTS_CACHED = 400
@@ -36,26 +37,37 @@ class Database:
     lock_wait_ms: int
 
     def connect(self) -> apsw.Connection:
-        """A new connection with the settings that durability rests on. Creates a missing file,
-        with mode 0600, in a folder that is created too."""
+        """A new connection with the settings that durability rests on, read back.
+
+        Creates a missing file, with mode 0600, and the folders above it. Raises ProviderError,
+        StoreTooNew.
+        """
         is_new = not os.path.exists(self.path)
-        if is_new:
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
         try:
+            if is_new:
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)
             connection = apsw.Connection(self.path, statementcachesize=STATEMENTS_CACHED)
-        except apsw.CantOpenError as error:
+            if is_new:
+                os.chmod(self.path, 0o600)
+        except (apsw.CantOpenError, OSError) as error:
             raise ProviderError(
                 f"cannot open {self.path}: {error}; check the path and its permissions"
             ) from error
-        if is_new:
-            os.chmod(self.path, 0o600)
-        # A short look, often: with a plain busy_timeout a waiter sleeps up to 100 ms between its
-        # looks, and starves beside a process that commits back to back.
-        connection.set_busy_handler(_Patience(self.lock_wait_ms))
+        try:
+            # A short look, often: with a plain busy_timeout a waiter sleeps up to 100 ms between
+            # its looks, and starves beside a process that commits back to back.
+            connection.set_busy_handler(_Patience(self.lock_wait_ms))
+            check_version(connection, self.path)
+            self._configure(connection)
+        except apsw.Error as error:
+            connection.close()
+            raise self.explain(error) from error
+        except ProviderError:
+            connection.close()
+            raise
         return connection
 
-    def configure(self, connection: apsw.Connection) -> None:
-        """Set what is set per connection, and read it back. Raises ProviderError."""
+    def _configure(self, connection: apsw.Connection) -> None:
         self._set(connection, "journal_mode", "wal", "wal")
         self._set(connection, "synchronous", "full", _FULL)
         if sys.platform == "darwin":
@@ -65,7 +77,7 @@ class Database:
         connection.execute(f"pragma cache_size = -{PAGE_CACHE_KIB}")
 
     def _set(self, connection: apsw.Connection, name: str, value: str, expected: Any) -> None:
-        connection.execute(f"pragma {name} = {value}")
+        connection.execute(f"pragma {name} = {value}").fetchall()
         found = connection.execute(f"pragma {name}").get
         if found != expected:
             raise ProviderError(

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -64,11 +65,11 @@ class SqliteProvider:
         self.now_ms = now_ms
         self._database = Database(self.path, lock_wait_ms)
         self._locks = NodeLocks(f"{self.path}-nodes")
-        self._writer = Writer(self._database, now_ms, self._seen_foreign, probe)
+        self._probe = probe
         self._pid = os.getpid()
         self._state = "new"
-        self._loop: asyncio.AbstractEventLoop
         self._write: Worker
+        self._writer: Writer
         self._read: Worker
         self._reading: apsw.Connection
         self._beating: apsw.Connection | None = None
@@ -82,33 +83,20 @@ class SqliteProvider:
         if self._state != "new":
             raise StoreClosed(f"{self.path} was opened before; make a new provider")
         self._state = "opening"
-        self._loop = asyncio.get_running_loop()
-        self._write = Worker("perdure-sqlite-writer", self._writer.poll)
-        self._read = Worker("perdure-sqlite-reader")
-        try:
-            await self._write.submit(self._writer.open)
-            await self._read.submit(self._open_reading)
-        except BaseException:
-            self._state = "closed"
-            self._write.stop(self._writer.close)
-            self._read.stop(self._close_reading)
-            raise
+        with ExitStack() as undo:
+            undo.callback(setattr, self, "_state", "closed")
+            self._write = Worker("perdure-sqlite-writer")
+            undo.callback(self._write.stop)
+            self._writer = await self._write.submit(self._new_writer)
+            undo.callback(self._write.submit, self._writer.close)
+            self._read = Worker("perdure-sqlite-reader")
+            undo.callback(self._read.stop)
+            self._reading = await self._read.submit(self._database.connect)
+            undo.pop_all()
         self._state = "open"
 
-    def _connect(self) -> apsw.Connection:
-        try:
-            connection = self._database.connect()
-            self._database.configure(connection)
-        except apsw.Error as error:
-            raise self._database.explain(error) from error
-        return connection
-
-    def _open_reading(self) -> None:
-        self._reading = self._connect()
-        self._reading.execute("pragma query_only = on")
-
-    def _close_reading(self) -> None:
-        self._reading.close()
+    def _new_writer(self) -> Writer:
+        return Writer(self._database, self.now_ms, self._seen_foreign, self._probe)
 
     async def close(self) -> None:
         self._check_process()
@@ -116,8 +104,10 @@ class SqliteProvider:
             return
         self._state = "closed"
         self._watchers.clear()
-        await self._read.stop(self._close_reading)
-        await self._write.stop(self._close_writing)
+        closed = self._read.submit(self._reading.close), self._write.submit(self._close_writing)
+        self._read.stop()
+        self._write.stop()
+        await asyncio.gather(*closed)
 
     def _close_writing(self) -> None:
         with self._beat_lock:
@@ -148,15 +138,16 @@ class SqliteProvider:
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         self._check_open()
         self._watchers.append(changed)
-        if not self._write.polling:
-            self._write.polling = True
+        if self._write.poll is None:
+            self._write.poll = self._writer.poll
             # It may be waiting without an end.
             self._write.submit(self._writer.poll)
 
         def end() -> None:
             if changed in self._watchers:
                 self._watchers.remove(changed)
-            self._write.polling = bool(self._watchers)
+            if not self._watchers:
+                self._write.poll = None
 
         return end
 
@@ -192,7 +183,7 @@ class SqliteProvider:
             if self._state != "open":
                 raise StoreClosed(f"{self.path} is closed")
             if self._beating is None:
-                self._beating = self._connect()
+                self._beating = self._database.connect()
             now = self.now_ms()
             lease_ms = self._leases[node_id]
             renewed_ms = self._writer.renewed_ms.get(node_id, 0)

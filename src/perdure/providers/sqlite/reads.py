@@ -185,12 +185,12 @@ def count_instances(connection: apsw.Connection) -> dict[str, int]:
 _EXECUTION_COLUMNS = "e.execution_id, e.version, e.status, e.started_ms, e.ended_ms"
 _EXECUTION = query(
     _EXECUTION_COLUMNS,
-    "e.output, e.error",
+    "e.output, e.error, e.input",
     "from executions as e where key = ? and execution_id = ?",
 )
 _EXECUTIONS = query(
     _EXECUTION_COLUMNS,
-    "e.output, e.error",
+    "e.output, e.error, e.input",
     "from instances as i join executions as e on e.key = i.key "
     "where i.instance_id = ? order by e.execution_id",
 )

@@ -144,6 +144,6 @@ def migrate(connection: apsw.Connection, path: str) -> None:
                 connection.execute(MIGRATIONS[version])
                 connection.execute(f"pragma user_version = {version + 1}")
             connection.execute("commit")
-        except BaseException:
-            connection.execute("rollback")
-            raise
+        finally:
+            if connection.in_transaction:
+                connection.execute("rollback")

@@ -16,13 +16,14 @@ T = TypeVar("T")
 Work = Callable[[], Any]
 
 
-class Worker:
-    """`poll` is called about every `poll_s` while nothing is queued, once `polling` is True."""
+POLL_S = 0.025
 
-    def __init__(self, name: str, poll: Callable[[], None] | None = None) -> None:
-        self.polling = False
-        self._poll = poll
-        self._poll_s = 0.025
+
+class Worker:
+    """poll: called about every 25 ms while nothing is queued."""
+
+    def __init__(self, name: str) -> None:
+        self.poll: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[tuple[asyncio.Future[Any], Work] | None] = (
             queue.SimpleQueue()
@@ -36,19 +37,18 @@ class Worker:
         self._queue.put((future, work))
         return future
 
-    def stop(self, last: Callable[[], T]) -> asyncio.Future[T]:
-        """Run `last` after everything submitted, then end the thread."""
-        future = self.submit(last)
+    def stop(self) -> None:
+        """End the thread, after all that was submitted before."""
         self._queue.put(None)
-        return future
 
     def _run(self) -> None:
         while True:
+            poll = self.poll
             try:
-                item = self._queue.get(timeout=self._poll_s if self.polling else None)
+                item = self._queue.get(timeout=None if poll is None else POLL_S)
             except queue.Empty:
-                if self._poll is not None:
-                    self._poll()
+                if poll is not None:
+                    poll()
                 continue
             if item is None:
                 return

@@ -25,13 +25,13 @@ from perdure.providers.sqlite.batches import (
 )
 from perdure.providers.sqlite.claims import claim_activities, claim_instances
 from perdure.providers.sqlite.connection import Database
-from perdure.providers.sqlite.schema import check_version, migrate
+from perdure.providers.sqlite.schema import migrate
 
 LOOK_AT_FILE_MS = 20
 
 
 class Writer:
-    """Owns the connection that writes. All methods but `__init__` run in the writer's thread.
+    """The connection that writes. Everything here runs in the writer's thread.
 
     foreign: called when a commit of another connection has been seen.
     probe: called with "before_commit" and "after_commit"; for tests that end the process there.
@@ -44,34 +44,23 @@ class Writer:
         foreign: Callable[[], None],
         probe: Callable[[str], None] | None,
     ) -> None:
+        """Open the store: create it, or bring it to the newest version."""
         self._database = database
         self._now_ms = now_ms
         self._foreign = foreign
         self._probe = probe
-        self._connection: apsw.Connection
-        self._identity: tuple[int, int] | None = None
-        self._looked_at_file_ms = 0
-        self._version = 0
         self._leases: dict[str, int] = {}
         self.renewed_ms: dict[str, int] = {}
         """When the lease of each node of this process was last renewed here."""
-
-    def open(self) -> None:
-        connection = self._database.connect()
+        self._connection = database.connect()
         try:
-            check_version(connection, self._database.path)
-            self._database.configure(connection)
-            migrate(connection, self._database.path)
-            triggers.prepare(connection)
+            migrate(self._connection, database.path)
+            triggers.prepare(self._connection)
         except apsw.Error as error:
-            connection.close()
-            raise self._database.explain(error) from error
-        except ProviderError:
-            connection.close()
-            raise
-        self._connection = connection
-        self._identity = self._database.identity()
-        self._version = connection.data_version()
+            raise database.explain(error) from error
+        self._identity = database.identity()
+        self._looked_at_file_ms = 0
+        self._version = self._connection.data_version()
 
     def close(self) -> None:
         self._connection.close()

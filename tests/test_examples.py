@@ -1,0 +1,58 @@
+"""Every example runs, and running it again gives the same answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TIMEOUT_S = 60
+
+ARGUMENTS = {"index_folder.py": ["folder"]}
+"""What each example is called with, in a folder that has a `folder` with two files."""
+
+
+def run(name: str, place: Path) -> str:
+    """What the example prints on stdout."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *ARGUMENTS[name]],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    ).stdout
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "one.txt").write_text("1\n")
+    (tmp_path / "folder" / "two.txt").write_text("1\n2\n")
+    return tmp_path
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_example_run_again_gives_the_same_answer(name: str, place: Path) -> None:
+    assert run(name, place) == run(name, place)
+
+
+@pytest.mark.slow
+def test_the_indexed_folder_is_in_the_manifest(place: Path) -> None:
+    printed = run("index_folder.py", place)
+
+    entries = json.loads((place / "manifest.json").read_text())
+    assert printed == f"2 files, 3 lines, 6 bytes: {place / 'manifest.json'}\n"
+    assert [(entry["path"], entry["lines"]) for entry in entries] == [
+        ("one.txt", 1),
+        ("two.txt", 2),
+    ]
