@@ -336,8 +336,6 @@ def _first_failing(
 
 
 def _children(value: Any) -> Iterator[tuple[object, object]]:
-    if isinstance(value, type):
-        return
     if isinstance(value, dict):
         yield from ((key, key) for key in value)
         yield from value.items()

@@ -65,7 +65,7 @@ class TurnLimitExceeded(LimitExceeded):
 
 
 class TooManyPending(LimitExceeded):
-    """Too many activities, timers, waits and children are open at once. Await some of them first."""
+    """Too many activities, timers, waits and children are open. Await some of them first."""
 
 
 class NestingTooDeep(LimitExceeded):

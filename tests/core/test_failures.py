@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import perdure.codec
+import perdure.errors
+from perdure.codec import check_bounds
 from perdure.core import events
 from perdure.core.failures import rebuild, record
-from perdure.errors import ActivityError, PayloadError, SubOrchestrationError
-from perdure.limits import ERROR_TEXT_BYTES_MAX, TRACEBACK_BYTES_MAX
+from perdure.errors import ActivityError, PayloadTooLarge, SubOrchestrationError
+from perdure.limits import ERROR_TEXT_BYTES_MAX, PAYLOAD_BYTES_MAX, TRACEBACK_BYTES_MAX
 
 
 class CardDeclined(Exception):
@@ -50,6 +51,14 @@ class Frozen(Exception):
 class Impostor(Exception):
     def __new__(cls, *args: object) -> Any:
         return "not an exception"
+
+
+class Forgetful(Exception):
+    def __new__(cls, *args: object, **options: object) -> Forgetful:
+        return super().__new__(cls)
+
+    def __init__(self, *, code: str) -> None:
+        super().__init__(code)
 
 
 class Unbuildable(Exception):
@@ -215,7 +224,7 @@ def fails() -> NoReturn:
 
 
 def test_frames_of_perdure_are_left_out_above_user_code_only() -> None:
-    package = Path(perdure.codec.__file__).parent
+    package = Path(perdure.errors.__file__).parent
     engine, deep = str(package / "engine.py"), str(package / "core" / "deep.py")
 
     def trace(*filenames: str) -> str:
@@ -237,16 +246,12 @@ def test_frames_of_perdure_are_left_out_above_user_code_only() -> None:
 
 
 def test_a_failure_within_perdure_keeps_its_traceback() -> None:
-    def inside() -> None:
-        perdure.codec.ANY.decode(b"x")
+    with pytest.raises(PayloadTooLarge) as caught:
+        check_bounds(bytes(PAYLOAD_BYTES_MAX + 1))
+    trace = caught.value.__traceback__
+    assert trace is not None
 
-    try:
-        inside()
-    except PayloadError as error:
-        trace = error.__traceback__
-        assert trace is not None
-        assert trace.tb_next is not None
-        failure = record(error.with_traceback(trace.tb_next.tb_next))
+    failure = record(caught.value.with_traceback(trace.tb_next))
 
     assert "codec.py" in failure.traceback
 
@@ -305,6 +310,7 @@ def test_a_failure_that_propagates_keeps_its_own_class_and_text() -> None:
     [
         (OneMore(code="x"), ("needs", "x")),
         (Frozen("x"), ("x",)),
+        (Forgetful(code="x"), ("x",)),
         (CardDeclined("x", decimal.Decimal(2)), ("x", "2")),  # type: ignore[arg-type]  # as users do
         (CardDeclined("x", 1j), ("('x', 1j)",)),  # type: ignore[arg-type]  # as users do
         (FileNotFoundError(2, "gone"), (2, "gone")),
@@ -334,6 +340,18 @@ def test_a_class_that_cannot_arrive_arrives_as_the_fallback(cls: type[BaseExcept
 
         assert type(error) is ActivityError
         assert error.type == cls.__qualname__
+
+
+@pytest.mark.parametrize("args", [b"5", b'"ab"', b"broken"])
+def test_a_declared_class_arrives_with_the_message_if_its_arguments_are_unreadable(
+    args: bytes,
+) -> None:
+    failure = events.Failure(type="CardDeclined", message="x", args=msgspec.Raw(args))
+
+    error = rebuild(failure, ActivityError, [CardDeclined])
+
+    assert type(error) is CardDeclined
+    assert error.args == ("x",)
 
 
 def test_a_lack_of_stack_or_memory_does_not_decide_the_class() -> None:

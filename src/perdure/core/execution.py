@@ -356,9 +356,9 @@ class Execution:
 
     def _requested(self, source: int) -> DurableFuture[Any]:
         future = self.context.take(source)
-        if isinstance(future, DurableFuture):
-            return future
-        self._unasked(source)
+        if not isinstance(future, DurableFuture):
+            self._unasked(source)
+        return future
 
     def _timer(self, event: events.TimerFired) -> None:
         timer = self.context.take(event.source_event_id)

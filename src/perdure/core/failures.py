@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -114,26 +114,25 @@ def _encoded_args(error: BaseException) -> msgspec.Raw | None:
         return None
 
 
-def _may_arrive(cls: type[BaseException]) -> bool:
+def _may_arrive(cls: type[BaseException]) -> TypeGuard[type[Exception]]:
     # Futures refuse StopIteration; the others end loops and processes.
     return issubclass(cls, Exception) and not issubclass(cls, StopIteration)
 
 
-def _built(cls: type[BaseException], failure: Failure) -> Exception | None:
+def _built(cls: type[Exception], failure: Failure) -> Exception | None:
     args = _recorded_args(failure)
-    if args is not None:
-        try:
-            error = cls(*args)
-        except _TRANSIENT:
-            raise
-        except Exception:
-            return _bare(cls, args)
-        if isinstance(error, cls) and isinstance(error, Exception):
-            return error
-    return _bare(cls, [failure.message] if args is None else args)
+    if args is None:
+        return _bare(cls, [failure.message])
+    try:
+        error = cls(*args)
+    except _TRANSIENT:
+        raise
+    except Exception:
+        return _bare(cls, args)
+    return error if isinstance(error, cls) else None
 
 
-def _bare(cls: type[BaseException], args: list[Any]) -> Exception | None:
+def _bare(cls: type[Exception], args: list[Any]) -> Exception | None:
     """An instance that `__init__` has not seen; None if there can be none."""
     try:
         error = cls.__new__(cls, *args)
@@ -142,7 +141,7 @@ def _bare(cls: type[BaseException], args: list[Any]) -> Exception | None:
         raise
     except Exception:
         return None
-    return error if isinstance(error, Exception) else None
+    return error
 
 
 # What may go well in the next attempt must not decide which class the code gets to see.

@@ -60,8 +60,11 @@ class Running:
 
 
 class Activities:
-    """deliver: hands a completion to a resident. news: a message has been stored. A slot is taken by each running activity and by
-    each one that is inserted claimed and starts when its turn is committed."""
+    """deliver: hands a completion to a resident. news: a message has been stored.
+
+    A slot is taken by each running activity and by each one that is inserted claimed and starts
+    when its turn is committed.
+    """
 
     deliver: Callable[[Resident, Delivery], None]
     news: Callable[[], None]

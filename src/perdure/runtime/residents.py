@@ -33,8 +33,9 @@ class Resident:
     """An acquisition of an instance, from the claim until it is given back or ends.
 
     execution: the live coroutine, or None while its history is being loaded. pending: deliveries
-    for the next turn. history: what the next turn repeats first. committing: the turn that is being committed (at most one). unsettled: no
-    commit since the claim. repeated: the turn is a repetition (see Execution).
+    for the next turn. history: what the next turn repeats first. committing: the turn that is being
+    committed (at most one). unsettled: no commit since the claim. repeated: the turn is a
+    repetition (see Execution).
     """
 
     __slots__ = (

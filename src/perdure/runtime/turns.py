@@ -40,8 +40,8 @@ logger = logging.getLogger("perdure")
 
 
 class Turns:
-    """reload: fetch the history of residents whose execution is gone, and their messages. news: there may be work that
-    only the store knows of."""
+    """reload: fetch the history of residents whose execution is gone, and their messages.
+    news: there may be work that only the store knows of."""
 
     reload: Callable[[Resident], None]
     news: Callable[[], None]
