@@ -227,7 +227,7 @@ def test_every_kind_of_buffer_is_decoded() -> None:
     ("value", "plain"),
     [
         ((1, (2,)), [1, [2]]),
-        ({"b", "a"}, ["a", "b"]),
+        ({8, 1}, [1, 8]),
         (ORDER.total, {"amount": "9.90", "currency": "EUR"}),
         (Point(1, 2), [1, 2]),
         (Color.RED, "red"),
@@ -392,6 +392,8 @@ def test_a_number_that_json_has_not_is_refused_wherever_it_is(
         (Any, ({"a": {2.5: "a"}},), "$[...].a[2.5] is a dict key"),
         (Any, {uuid.UUID(int=1): 1}, "is a dict key"),
         (list, [{1: 1}], "$[...][1] is a dict key"),
+        (object, {1: 1}, "$[1] is a dict key"),
+        (list[object], [{1: 1}], "$[...][1] is a dict key"),
         (dict[str, Any], {"a": {1: 1}}, "$.a[1] is a dict key"),
         (dict[int | str, int], {1: 1}, "$[1] is a dict key"),
         (Loose, Loose({1: 1}, {1: 1}), "$.meta[1] is a dict key"),
@@ -526,9 +528,9 @@ def test_undeclared_sets_have_the_same_bytes_in_every_process() -> None:
 @pytest.mark.parametrize(
     ("type_", "value", "data"),
     [
-        (Loose, Loose({"b": {3, 1, 2}, "a": 1}), b'{"meta":{"b":[1,2,3],"a":1},"counts":{}}'),
+        (Loose, Loose({"b": {8, 1}, "a": 1}), b'{"meta":{"b":[1,8],"a":1},"counts":{}}'),
         (dict[str, Any], {"b": [(1, {"y", "x"})], "a": 1}, b'{"b":[[1,["x","y"]]],"a":1}'),
-        (Any, [Money(decimal.Decimal(1)), {2, 1}], b'[{"amount":"1","currency":"EUR"},[1,2]]'),
+        (Any, [Money(decimal.Decimal(1)), {8, 1}], b'[{"amount":"1","currency":"EUR"},[1,8]]'),
     ],
 )
 def test_sets_in_undeclared_parts_are_sorted(type_: Any, value: Any, data: bytes) -> None:

@@ -29,6 +29,7 @@ BROAD_ALLOWED = {
     "providers/committer.py": "a value that a store refuses must not take its neighbours along",
     "providers/sqlite/worker.py": "an error in the thread goes to whoever waits for its work",
     "runtime/activities.py": "an activity may raise anything; it fails with it",
+    "runtime/intake.py": "a node that takes nothing in any more would look alive and do nothing",
     "runtime/turns.py": "a turn that fails blocks its own instance and no other",
     "runtime/watchdog.py": "the thread that renews the lease must not end",
 }

@@ -263,7 +263,7 @@ def _scope(
             # The enclosing function has not assigned it yet.
             continue
     own: dict[str, object] = getattr(inner, "__globals__", {})
-    return ChainMap(closure, own, vars(builtins), dict(localns or {}))
+    return ChainMap(closure, own, dict(vars(builtins)), dict(localns or {}))
 
 
 def _evaluated(annotation: Any, scope: Mapping[str, object]) -> Any:

@@ -32,7 +32,9 @@ async def no_input() -> None:
 @perdure.orchestration
 async def for_ever(order: str) -> str:
     receipt = await charge(order)
-    await perdure.context().schedule_wait("approved")
+    approval = perdure.context().schedule_wait("approved")
+    print("waiting for approval", file=sys.stderr, flush=True)
+    await approval
     return receipt
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,7 +55,7 @@ def waiting() -> Iterator[subprocess.Popen[str]]:
     """A `perdure run` of the instance w, which has charged and waits for an event."""
     with started(f"{SHOP}:for_ever", "--input", '"o-1"', "--id", "w") as child:
         assert child.stderr is not None
-        assert any("charging o-1" in line for line in child.stderr)
+        assert any("waiting for approval" in line for line in child.stderr)
         yield child
         child.kill()
 
@@ -180,6 +182,8 @@ def test_run_says_why_an_instance_is_blocked(folder: Path, waiting: subprocess.P
     waiting.wait()
     changed = Path(SHOP).read_text().replace("receipt = await charge(order)", "receipt = order")
     (folder / "shop.py").write_text(changed)
+    with perdure.SyncClient(STORE) as client:
+        client.raise_event("w", "approved")
 
     ended = perdure_("run", "shop.py:for_ever", "--input", '"o-1"', "--id", "w", "--timeout", "2")
     shown = perdure_("show", "w")
@@ -289,6 +293,34 @@ def test_a_store_that_is_not_there_is_8_and_is_not_created(
     assert ended.returncode == 8
     assert "there is no store at sqlite:///shop.db" in ended.stderr
     assert list(folder.iterdir()) == []
+
+
+def test_a_store_of_a_newer_perdure_is_8() -> None:
+    perdure_("run", f"{SHOP}:no_input")
+    with contextlib.closing(sqlite3.connect("shop.db")) as connection:
+        connection.execute("pragma user_version = 999")
+
+    ended = perdure_("list")
+
+    assert ended.returncode == 8
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_database_of_something_else_is_8_and_stays_as_it_is(folder: Path) -> None:
+    with contextlib.closing(sqlite3.connect("shop.db")) as connection:
+        connection.execute("create table orders (id)")
+    before = (folder / "shop.db").read_bytes()
+
+    assert perdure_("list").returncode == 8
+    assert (folder / "shop.db").read_bytes() == before
+
+
+def test_looking_leaves_nothing_behind(folder: Path) -> None:
+    perdure_("run", f"{SHOP}:no_input", "--id", "n-1")
+    before = sorted(folder.iterdir())
+
+    assert perdure_("list").returncode == perdure_("show", "n-1").returncode == 0
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("store", ["sqlite:///notes.txt", "postgres9://x", "sqlite:///"])

@@ -40,7 +40,7 @@ CODES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.PayloadError, USAGE, "check --input"),
     (errors.RegistrationError, USAGE, ""),
     (TimeoutError, TIMED_OUT, "the instance is not over; run the command again to wait on"),
-    (KeyboardInterrupt, INTERRUPTED, "the same command goes on from here"),
+    (KeyboardInterrupt, INTERRUPTED, ""),
 )
 """The exit code and the hint of each error; the first class that fits counts."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 import perdure
 from perdure.cli.loading import load_orchestration
@@ -73,7 +74,7 @@ def _run(
     except (KeyboardInterrupt, asyncio.CancelledError):
         if watcher.timed_out:
             raise TimeoutError(f"{instance_id} is not over after {timeout:g} s") from None
-        raise KeyboardInterrupt(f"{instance_id} is stopped") from None
+        raise KeyboardInterrupt(f"{instance_id} is stopped; run it again to go on") from None
 
 
 class Watcher:
@@ -92,7 +93,7 @@ class Watcher:
     def watching(self) -> Iterator[None]:
         """Watch during the block."""
         thread = threading.Thread(target=self._watch, name="perdure-watcher", daemon=True)
-        with self._console.status(self._instance_id) as status:
+        with self._console.status(Text(self._instance_id)) as status:
             self._status = status
             thread.start()
             try:
@@ -118,14 +119,10 @@ class Watcher:
 
     def _show(self, instance: Instance) -> None:
         state = f"{instance.status}, execution {instance.execution_id}"
-        self._status.update(printable(f"{instance.instance_id}: {state}"))
+        self._status.update(Text(printable(f"{instance.instance_id}: {state}")))
         if instance.blocked != self._blocked:
             self._blocked = instance.blocked
             if instance.blocked:
                 why = f"{instance.instance_id} is blocked: {instance.blocked}"
-                self._console.print(
-                    f"perdure: {printable(f'{why}: {instance.blocked_detail}')}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                detail = printable(f"perdure: {why}: {instance.blocked_detail}")
+                self._console.print(Text(detail), soft_wrap=True)

@@ -28,7 +28,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     message: str
     traceback: str = ""
     truncated: bool = False
-    args: Payload | None = None
+    args: Payload | msgspec.UnsetType = msgspec.UNSET
 
 
 class OrchestrationStarted(Event, frozen=True, tag=True):

@@ -74,9 +74,8 @@ def compare(job: Job, paths: list[str], before: int) -> int:
     say("[bold]4.[/] compare with a manifest made by a plain loop, without Perdure")
     say(f"   files hashed before the kill  {before:7,}")
     say(f"   files hashed after it         {len(lines) - before:7,}")
-    say(
-        f"   of these, hashed twice        {len(lines) - len(set(lines)):7,}  (not yet recorded at the kill)"
-    )
+    twice = len(lines) - len(set(lines))
+    say(f"   of these, hashed twice        {twice:7,}  (not yet recorded at the kill)")
     if not equal:
         say("[red]The manifests differ.[/]")
         return 1
@@ -89,7 +88,9 @@ class Child(subprocess.Popen[bytes]):
 
     def __init__(self, store: str, job: Job) -> None:
         text = msgspec.json.encode(job).decode()
-        super().__init__([sys.executable, "-m", "perdure.demo.bar", store, text])
+        command = [sys.executable, "-m", "perdure.demo.bar", store, text]
+        # A session of its own: Ctrl-C is for the story, which then ends its child.
+        super().__init__(command, start_new_session=True)
 
     def __exit__(self, *exc_info: object) -> None:
         self.kill()

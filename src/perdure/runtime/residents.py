@@ -157,6 +157,10 @@ class Residents:
         if self._by_key.get(resident.key) is resident:
             del self._by_key[resident.key]
 
+    @property
+    def over_limit(self) -> bool:
+        return len(self._by_key) > self._limit
+
     def surplus(self) -> list[Resident]:
         """Idle residents to evict, least recently used first, so that the limit is kept.
 

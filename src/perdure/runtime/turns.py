@@ -52,6 +52,7 @@ class Turns:
         self._watchdog = watchdog
         self._queue: deque[Resident] = deque()
         self._pumping = False
+        self._evicting = False
         self._refusals: dict[int, int] = {}
         self.timers = Timers(node.provider, self.deliver)
 
@@ -295,7 +296,11 @@ class Turns:
         elif resident.pending:
             self.ready(resident)
         self._node.residents.touch(resident)
-        self.evict_surplus()
+        if self._node.residents.over_limit and not self._evicting:
+            # Once for all turns of a batch: looking for idle residents among thousands of busy
+            # ones after each turn would cost more than the turns.
+            self._evicting = True
+            self._node.loop.call_soon(self._evict_surplus)
 
     def _sent(self, operation: CommitTurn, outcome: Committed) -> None:
         news = bool(operation.sends)
@@ -440,8 +445,8 @@ class Turns:
         self._node.expect(outcome, "giving a blocked instance back")
         self.news()
 
-    def evict_surplus(self) -> None:
-        """Give back the residents that are over the limit."""
+    def _evict_surplus(self) -> None:
+        self._evicting = False
         for resident in self._node.residents.surplus():
             self.release(resident)
 

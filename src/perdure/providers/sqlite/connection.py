@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import apsw
@@ -68,13 +69,23 @@ class Database:
         return connection
 
     def _configure(self, connection: apsw.Connection) -> None:
-        self._set(connection, "journal_mode", "wal", "wal")
+        self._use_wal(connection)
         self._set(connection, "synchronous", "full", _FULL)
         if sys.platform == "darwin":
             self._set(connection, "fullfsync", "1", 1)
             self._set(connection, "checkpoint_fullfsync", "1", 1)
         connection.execute("pragma temp_store = memory")
         connection.execute(f"pragma cache_size = -{PAGE_CACHE_KIB}")
+
+    def _use_wal(self, connection: apsw.Connection) -> None:
+        # SQLite does not ask the busy handler here, where waiting could be a deadlock.
+        patience = _Patience(self.lock_wait_ms)
+        for looks in count():
+            try:
+                return self._set(connection, "journal_mode", "wal", "wal")
+            except apsw.BusyError:
+                if not patience(looks):
+                    raise
 
     def _set(self, connection: apsw.Connection, name: str, value: str, expected: Any) -> None:
         connection.execute(f"pragma {name} = {value}").fetchall()

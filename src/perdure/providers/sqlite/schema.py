@@ -116,22 +116,30 @@ MIGRATIONS = (_VERSION_1,)
 """Migration n takes a store from version n (counted from 0) to n + 1."""
 
 
+# In one statement, because another process may be creating the store right now.
+_LOOK = """
+select
+    (select application_id from pragma_application_id),
+    (select user_version from pragma_user_version),
+    (select count(*) from sqlite_schema)
+"""
+
+
 def check_version(connection: apsw.Connection, path: str) -> int:
     """The version of the store; 0 for an empty file. Changes nothing.
 
     Raises StoreTooNew, and ProviderError if the file belongs to another program.
     """
-    version: int = connection.execute("pragma user_version").get
-    application_id: int = connection.execute("pragma application_id").get
+    application_id, version, tables = connection.execute(_LOOK).get
     if application_id != APPLICATION_ID:
-        if version or connection.execute("select count(*) from sqlite_schema").get:
+        if version or tables:
             raise ProviderError(f"{path} is a database of another program; choose another file")
     elif version > len(MIGRATIONS):
         raise StoreTooNew(
             f"{path} has schema version {version}, this Perdure knows {len(MIGRATIONS)}; "
             "upgrade perdure in this process"
         )
-    return version
+    return int(version)
 
 
 def migrate(connection: apsw.Connection, path: str) -> None:

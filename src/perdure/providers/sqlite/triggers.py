@@ -220,6 +220,9 @@ update instances set blocked = new.a, blocked_detail = new.b
 
 def prepare(connection: apsw.Connection) -> None:
     """Give a writing connection its `notes`, its `batch` and the triggers."""
+    # Another process may have made the tables since this connection last read the schema. SQLite
+    # finds that out when a statement names a missing table, but not when a trigger does.
+    connection.execute("select 1 from instances limit 0").fetchall()
     columns = ", ".join(f"null as {name}" for name in COLUMNS)
     connection.execute(
         "create temp table notes (op integer check (op >= 0), sub integer, what text, value, "
