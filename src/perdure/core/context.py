@@ -8,69 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import logging
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from random import Random
-from typing import TYPE_CHECKING, Any, Never, NoReturn, Protocol, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, TypeVarTuple, overload
 
 import msgspec
 
 from perdure.codec import ANY, NULL, Codec, codec_for, same_value
 from perdure.core import actions
+from perdure.core.derived import child_id, detached_id
 from perdure.core.futures import DurableFuture, DurableTimer
 from perdure.core.journal import Journal, Same, user_location
+from perdure.core.logs import ReplayAwareLogger
 from perdure.core.loop import DeterministicLoop
+from perdure.core.marked import Info, Lookup, MarkedActivity, MarkedOrchestration
 from perdure.durations import Duration, to_ms
 from perdure.errors import ForbiddenOperation, NestingTooDeep, TooManyPending
-from perdure.limits import INSTANCE_ID_BYTES_MAX, NESTING_MAX, PENDING_MAX
-from perdure.names import SUB, check_instance_id, check_name, check_version
+from perdure.limits import NESTING_MAX, PENDING_MAX
+from perdure.names import check_instance_id, check_name, check_version
 
 if TYPE_CHECKING:
-    from perdure.signatures import Signature
+    pass
 
 _same_any: Same = functools.partial(same_value, ANY)
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
-
-
-class MarkedActivity(Protocol):
-    """What the core needs to know of a marked activity."""
-
-    name: str
-    raises: tuple[type[BaseException], ...]
-
-    @property
-    def signature(self) -> Signature: ...
-
-
-class MarkedOrchestration(Protocol):
-    """What the core needs to know of a marked orchestration."""
-
-    name: str
-    version: str
-    takes_context: bool
-    function: Callable[..., Any]
-
-    @property
-    def signature(self) -> Signature: ...
-
-
-Lookup = Callable[[str, str | None], MarkedOrchestration | None]
-"""The registered orchestration of a name and version (None: the latest), if this node has it."""
-
-
-class Info(msgspec.Struct, frozen=True):
-    """What identifies the execution that runs."""
-
-    instance_id: str
-    incarnation: str
-    execution_id: int
-    nesting: int = 0
 
 
 class OrchestrationContext:
@@ -93,7 +60,7 @@ class OrchestrationContext:
         self._waits: dict[str, deque[DurableFuture[Any]]] = {}
         self._random: Random | None = None
         self._guids: Random | None = None
-        self._logger: _ReplayAwareLogger | None = None
+        self._logger: ReplayAwareLogger | None = None
         self._loop: DeterministicLoop
 
     # Who and when.
@@ -133,7 +100,7 @@ class OrchestrationContext:
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger that is silent while replaying."""
         if self._logger is None:
-            self._logger = _ReplayAwareLogger(self._journal, self._info)
+            self._logger = ReplayAwareLogger(self._journal, self._info)
         return self._logger
 
     def now(self) -> datetime:
@@ -300,7 +267,7 @@ class OrchestrationContext:
             )
         journal = self._journal
         if instance_id is None:
-            instance_id = self._child_id(journal.next_id)
+            instance_id = child_id(self._info, journal.next_id)
         else:
             check_instance_id(instance_id)
         action = actions.StartSubOrchestration(
@@ -351,7 +318,7 @@ class OrchestrationContext:
             name, payload, same = orchestration.name, signature.bind(inputs, {}), signature.same
         journal = self._journal
         if instance_id is None:
-            instance_id = self._detached_id(journal.next_id)
+            instance_id = detached_id(self._info, journal.next_id)
         else:
             check_instance_id(instance_id)
         action = actions.StartOrchestrationDetached(
@@ -505,37 +472,6 @@ class OrchestrationContext:
         """Let go of every open request, after the end."""
         self._pending.clear()
         self._waits.clear()
-
-    def _child_id(self, event_id: int) -> str:
-        execution = self._info.execution_id
-        part = f"{event_id}" if execution == 1 else f"{execution}.{event_id}"
-        return _fitting(f"{self._info.instance_id}{SUB}{part}")
-
-    def _detached_id(self, event_id: int) -> str:
-        info = self._info
-        return _fitting(
-            f"{info.instance_id}::detached::{info.execution_id}.{event_id}-{info.incarnation[:8]}"
-        )
-
-
-class _ReplayAwareLogger(logging.LoggerAdapter[logging.Logger]):
-    def __init__(self, journal: Journal, info: Info) -> None:
-        super().__init__(logging.getLogger("perdure.orchestration"), {})
-        self._journal = journal
-        self.extra = {"instance_id": info.instance_id, "execution_id": info.execution_id}
-
-    def isEnabledFor(self, level: int) -> bool:
-        journal = self._journal
-        return not (journal.replaying or journal.closed) and super().isEnabledFor(level)
-
-
-def _fitting(instance_id: str) -> str:
-    encoded = instance_id.encode()
-    if len(encoded) <= INSTANCE_ID_BYTES_MAX:
-        return instance_id
-    digest = hashlib.sha256(encoded).hexdigest()[:32]
-    kept = encoded[: INSTANCE_ID_BYTES_MAX - len(SUB) - len(digest)].decode("utf-8", "ignore")
-    return f"{kept}{SUB}{digest}"
 
 
 def _by_name(name: str, inputs: tuple[Any, ...]) -> bytes:

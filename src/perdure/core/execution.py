@@ -18,11 +18,12 @@ import msgspec
 from perdure.codec import same_value
 from perdure.core import actions, events, failures, work
 from perdure.core.actions import AnyAction
-from perdure.core.context import Info, Lookup, MarkedOrchestration, OrchestrationContext
+from perdure.core.context import OrchestrationContext
 from perdure.core.events import AnyEvent
 from perdure.core.futures import DurableFuture, DurableTimer
 from perdure.core.journal import ExecutionClosed, Journal, TurnRefused
 from perdure.core.loop import DeterministicLoop
+from perdure.core.marked import Info, Lookup, MarkedOrchestration
 from perdure.core.unwinding import unwind
 from perdure.errors import (
     ActivityError,

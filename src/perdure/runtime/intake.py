@@ -26,7 +26,7 @@ from perdure.runtime.residents import Resident
 from perdure.runtime.turns import Turns
 
 CLAIM_LIMIT = 500
-REAP_S = 0.5
+REAP_S = 1.0
 RETRY_S = 0.5
 UNRUNNABLE_S = 30.0
 IDLE_POLL_S = 5.0

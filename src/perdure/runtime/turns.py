@@ -10,9 +10,9 @@ from functools import partial
 import msgspec
 
 from perdure.core import events, work
-from perdure.core.context import Info
 from perdure.core.execution import Execution, Turn, TurnInterrupted
 from perdure.core.journal import TurnRefused, Verdict
+from perdure.core.marked import Info
 from perdure.errors import StoreClosed
 from perdure.providers.contract import (
     Committed,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from perdure.errors import TurnLimitExceeded
 
-TICK_S = 0.5
+TICK_S = 1.0
 REPORT_S = 1.0
 
 logger = logging.getLogger("perdure")

@@ -66,6 +66,7 @@ class MemoryStore:
     def apply(self, batch: Sequence[Operation]) -> list[Outcome]:
         """All of the batch, or nothing if a value is not acceptable (ProviderError)."""
         self._undo.clear()
+        last_key, last_seq = self._last_key, self._last_seq
         outcomes: dict[int, Outcome] = {}
         try:
             for operation in batch:
@@ -76,6 +77,7 @@ class MemoryStore:
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
             while self._undo:
                 self._undo.pop()()
+            self._last_key, self._last_seq = last_key, last_seq
             raise ProviderError(f"a value in the batch cannot be stored: {error}") from error
         return [outcomes[place] for place in range(len(batch))]
 

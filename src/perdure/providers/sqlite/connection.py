@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import apsw
@@ -80,12 +79,15 @@ class Database:
     def _use_wal(self, connection: apsw.Connection) -> None:
         # SQLite does not ask the busy handler here, where waiting could be a deadlock.
         patience = _Patience(self.lock_wait_ms)
-        for looks in count():
+        looks = 0
+        while True:
             try:
-                return self._set(connection, "journal_mode", "wal", "wal")
+                self._set(connection, "journal_mode", "wal", "wal")
+                break
             except apsw.BusyError:
                 if not patience(looks):
                     raise
+                looks += 1
 
     def _set(self, connection: apsw.Connection, name: str, value: str, expected: Any) -> None:
         connection.execute(f"pragma {name} = {value}").fetchall()
