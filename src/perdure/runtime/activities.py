@@ -29,6 +29,7 @@ from perdure.providers.contract import (
 )
 from perdure.runtime.activity_context import ActivityContext, inside
 from perdure.runtime.guard import guarded
+from perdure.runtime.lanes import Lane, Lanes
 from perdure.runtime.node import Node
 from perdure.runtime.residents import Delivery, Resident
 
@@ -60,11 +61,7 @@ class Running:
 
 
 class Activities:
-    """deliver: hands a completion to a resident. news: a message has been stored.
-
-    A slot is taken by each running activity and by each one that is inserted claimed and starts
-    when its turn is committed.
-    """
+    """deliver: hands a completion to a resident. news: a message has been stored."""
 
     deliver: Callable[[Resident, Delivery], None]
     news: Callable[[], None]
@@ -72,42 +69,23 @@ class Activities:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._running: dict[Key, Running] = {}
-        self._slots = node.options.max_activities
-        self._taken = 0
-        self._backlog = False
-        self._claiming = False
+        self.lanes = Lanes(node.registry, node.options)
         self._alone = False
         self._threads: ThreadPoolExecutor | None = None
 
-    # Slots.
-
     def reserve(self, name: str) -> bool:
-        """Take a slot for an activity that this node is about to insert, if it may run it at once.
-
-        Not while an older one is known to wait in the queue: sequential instances would otherwise
-        hand the slots to themselves for ever.
-        """
-        if (
-            self._taken >= self._slots
-            or self._backlog
-            or self._alone
-            or self._node.stopping
-            or name not in self._node.registry.activities
-        ):
-            self._backlog = self._backlog or name in self._node.registry.activities
+        """Take a slot for an activity that is about to be inserted; see Lane.reserve."""
+        lane = self.lanes.find(name)
+        if lane is None or self._alone or self._node.stopping:
             return False
-        self._taken += 1
-        return True
-
-    def give_back_slots(self, number: int) -> None:
-        self._taken -= number
+        return lane.reserve()
 
     # Starting.
 
     def launch(self, resident: Resident, activity: NewActivity) -> None:
         """Start an activity of a resident, whose turn has been committed."""
         if self._node.stopping:
-            self._taken -= 1
+            self.lanes.give_back([activity])
             self._release(resident.key, resident.execution_id, activity.event_id, 1)
             return
         resident.local.add(activity.event_id)
@@ -124,51 +102,51 @@ class Activities:
             activity.input,
         )
 
-    def claim_soon(self) -> None:
-        """Claim what waits in the queue, as far as slots are free."""
-        node = self._node
-        free = self._slots - self._taken
-        if self._claiming or free <= 0 or node.stopping or self._alone or not self._backlog:
-            return
-        self._claiming = True
-        names = frozenset(node.registry.activities)
-        node.committer.submit(ClaimActivities(node.node_id, names, free), self._claimed)
-
     def found_waiting(self) -> None:
         """The store has unclaimed activities that this node could run."""
-        self._backlog = True
-        self.claim_soon()
+        for lane in self.lanes.all:
+            lane.backlog = bool(lane.names)
+            self._claim(lane)
 
-    def _claimed(self, outcome: Outcome | BaseException) -> None:
-        self._claiming = False
+    def _claim(self, lane: Lane) -> None:
+        """Claim what waits in the queue, as far as slots are free."""
+        node = self._node
+        free = lane.slots - lane.taken
+        if lane.claiming or free <= 0 or node.stopping or self._alone or not lane.backlog:
+            return
+        lane.claiming = True
+        operation = ClaimActivities(node.node_id, lane.names, free)
+        node.committer.submit(operation, lambda outcome: self._claimed(lane, outcome))
+
+    def _claimed(self, lane: Lane, outcome: Outcome | BaseException) -> None:
+        lane.claiming = False
         if not isinstance(outcome, ClaimedActivities):
             self._node.expect(outcome, "claiming activities")
             return
         if not outcome.activities and not outcome.more:
-            self._claim_alone()
+            self._claim_alone(lane)
             return
-        self._backlog = outcome.more
+        lane.backlog = outcome.more
         for claim in outcome.activities:
-            self._taken += 1
+            lane.taken += 1
             self._start_claimed(claim)
-        self.claim_soon()
+        self._claim(lane)
 
-    def _claim_alone(self) -> None:
+    def _claim_alone(self, lane: Lane) -> None:
         """What is left, if anything, has brought a node down before: it runs alone."""
         node = self._node
-        if self._running or node.stopping:
-            # Looked at again when the last running activity has finished.
-            self._backlog = False
+        lane.backlog = False
+        if self._running or self._alone or node.stopping:
+            # Looked at again with a later survey.
             return
         self._alone = True
-        names = frozenset(node.registry.activities)
-        node.committer.submit(ClaimActivities(node.node_id, names, 1, alone=True), self._one)
+        operation = ClaimActivities(node.node_id, lane.names, 1, alone=True)
+        node.committer.submit(operation, lambda outcome: self._claimed_alone(lane, outcome))
 
-    def _one(self, outcome: Outcome | BaseException) -> None:
-        self._backlog = False
+    def _claimed_alone(self, lane: Lane, outcome: Outcome | BaseException) -> None:
         if isinstance(outcome, ClaimedActivities) and outcome.activities:
-            self._backlog = True
-            self._taken += 1
+            lane.backlog = True
+            lane.taken += 1
             self._start_claimed(outcome.activities[0])
         else:
             self._alone = False
@@ -214,7 +192,7 @@ class Activities:
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._slots, "perdure-activity")
+            self._threads = ThreadPoolExecutor(self._node.options.max_threads, "perdure-activity")
         return self._threads
 
     # Running and finishing.
@@ -255,15 +233,15 @@ class Activities:
             self.deliver(resident, Delivery(item, 0, 0, True, running.attempt))
         else:
             self._complete(running.key, running.attempt, item)
-        if self._backlog:
-            self.claim_soon()
+        self._claim(self.lanes.of(running.context.activity_name))
 
     def _free(self, running: Running) -> None:
         self._running.pop(running.id, None)
-        self._taken -= 1
+        lane = self.lanes.of(running.context.activity_name)
+        lane.taken -= 1
         if self._alone:
             self._alone = False
-            self._backlog = True
+            self.found_waiting()
 
     def _complete(self, key: int, attempt: int, item: Finished) -> None:
         node = self._node

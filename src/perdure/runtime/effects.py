@@ -244,7 +244,7 @@ def plan_turn(
         first_event_id=execution.length - len(turn.events) + 1,
         events=tuple([_encode(event) for event in turn.events]),
         mail_seen=resident.mail,
-        external_seen=resident.external if _needs_causality(taken) else None,
+        external_seen=resident.external if _needs_causality(taken[: turn.taken]) else None,
         consumed=consumed,
         activities_gone=tuple(plan.activities_gone),
         timers_gone=tuple(plan.timers_gone),

@@ -215,8 +215,9 @@ class Turns:
             return deliveries, []
         taken, unread = deliveries[: turn.taken], deliveries[turn.taken :]
         if not isinstance(turn.ending, events.OrchestrationContinuedAsNew):
+            # Used up all the same: the store would count them a second time.
             self._node.drop("unread_at_end", resident.instance_id, len(unread))
-            return taken, []
+            return deliveries, []
         kept = [delivery for delivery in unread if isinstance(delivery.item, _KEPT)]
         gone = [delivery for delivery in unread if not isinstance(delivery.item, _KEPT)]
         if gone:
@@ -247,13 +248,12 @@ class Turns:
         assert operation is not None
         if resident.released:
             # Given up meanwhile: the node stops. What it claimed goes back with the node.
-            self._activities.give_back_slots(sum(new.claimed for new in operation.activities))
+            self._activities.lanes.give_back(operation.activities)
             return
         if isinstance(outcome, Committed):
             self._applied(resident, operation, turn, kept, outcome)
             return
-        claimed = sum(activity.claimed for activity in operation.activities)
-        self._activities.give_back_slots(claimed)
+        self._activities.lanes.give_back(operation.activities)
         if isinstance(outcome, Refused):
             self._node.counters[f"refused_{outcome.reason}"] += 1
             if outcome.reason == "behind":

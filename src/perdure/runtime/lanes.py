@@ -1,0 +1,62 @@
+"""Lanes: the slots of a node. Coroutines share one lane, plain functions (threads) another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from perdure.providers.contract import NewActivity
+from perdure.registry import Registry
+from perdure.runtime.options import Options
+
+
+class Lane:
+    """slots: how many of these activities run at once. taken: slots in use, by running activities
+    and by those that start when their turn is committed. backlog: an older one is known to wait in
+    the queue. claiming: a claim is under way."""
+
+    __slots__ = ("backlog", "claiming", "names", "slots", "taken")
+
+    def __init__(self, names: frozenset[str], slots: int) -> None:
+        self.names = names
+        self.slots = slots
+        self.taken = 0
+        self.backlog = False
+        self.claiming = False
+
+    def reserve(self) -> bool:
+        """Take a slot for an activity that is about to be inserted, if it may run here at once.
+
+        Not while an older one waits in the queue: sequential instances would otherwise hand the
+        slots to themselves for ever.
+        """
+        if self.backlog or self.taken >= self.slots:
+            self.backlog = True
+            return False
+        self.taken += 1
+        return True
+
+
+class Lanes:
+    """The lanes of a node, by activity name."""
+
+    def __init__(self, registry: Registry, options: Options) -> None:
+        coroutines = {name for name, item in registry.activities.items() if item.is_async}
+        functions = registry.activities.keys() - coroutines
+        self.all = (
+            Lane(frozenset(coroutines), options.max_activities),
+            Lane(frozenset(functions), options.max_threads),
+        )
+        self._by_name = {name: lane for lane in self.all for name in lane.names}
+
+    def of(self, name: str) -> Lane:
+        return self._by_name[name]
+
+    def find(self, name: str) -> Lane | None:
+        """None for an activity that this node does not have."""
+        return self._by_name.get(name)
+
+    def give_back(self, activities: Iterable[NewActivity]) -> None:
+        """Free the slots of activities that were to be inserted claimed, and are not."""
+        for activity in activities:
+            if activity.claimed:
+                self._by_name[activity.name].taken -= 1
