@@ -100,8 +100,9 @@ class Orchestration(Generic[P, R]):
         self.function = function
         self.name = name
         self.version = version
-        self.takes_context = _takes_context(function)
+        self.takes_context = _takes_context(function, names)
         self.signature = Signature(function, skip_first=self.takes_context, localns=names)
+        self._names = names
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> DurableFuture[R]:
         """Start the orchestration as a child of the one that calls it."""
@@ -135,6 +136,12 @@ class Orchestration(Generic[P, R]):
                 f"perdure.run, or call {self.name}.function to run the bare function in a test"
             )
         return found.call_orchestration(self, args, kwargs, instance_id, version)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Orchestration[..., R]:
+        if instance is None:
+            return self
+        bound = self.function.__get__(instance, owner)
+        return Orchestration(bound, self.name, self.version, self._names)
 
     def __repr__(self) -> str:
         return f"<orchestration {self.name} version {self.version}>"
@@ -249,9 +256,15 @@ def _names_around() -> Mapping[str, Any] | None:
     return frame.f_locals if frame.f_locals is not frame.f_globals else None
 
 
-def _takes_context(function: Callable[..., Any]) -> bool:
-    for parameter in inspect.signature(function).parameters.values():
-        annotation = parameter.annotation
-        text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-        return text.strip("'\"").rsplit(".", 1)[-1] == OrchestrationContext.__name__
-    return False
+def _takes_context(function: Callable[..., Any], names: Mapping[str, Any] | None) -> bool:
+    """Whether the first parameter is typed as the context, by whatever name that was imported."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    annotation = first.annotation if first else None
+    if not isinstance(annotation, str):
+        return annotation is OrchestrationContext
+    text = annotation.strip("'\"")
+    if text.rsplit(".", 1)[-1] == OrchestrationContext.__name__:
+        # Also when the import is for type checkers only.
+        return True
+    scope = {**getattr(inspect.unwrap(function), "__globals__", {}), **(names or {})}
+    return scope.get(text) is OrchestrationContext

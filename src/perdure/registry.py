@@ -56,7 +56,7 @@ class Registry:
 
     def _add_activity(self, item: Activity[..., Any]) -> None:
         known = self.activities.setdefault(item.name, item)
-        if known is not item:
+        if known.function != item.function:
             raise RegistrationError(
                 f"activity {item.name!r} is listed twice; give one of them another name="
             )
@@ -64,7 +64,7 @@ class Registry:
 
     def _add_orchestration(self, item: Orchestration[..., Any]) -> None:
         known = self.orchestrations.setdefault((item.name, item.version), item)
-        if known is not item:
+        if known.function != item.function:
             raise RegistrationError(
                 f"orchestration {item.name!r} version {item.version} is listed twice; "
                 "give one of them another version= or name="

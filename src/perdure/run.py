@@ -14,6 +14,7 @@ from perdure.client.client import Client
 from perdure.core.futures import DurableFuture
 from perdure.errors import InstanceAlreadyExists, PerdureError
 from perdure.marks import Orchestration
+from perdure.names import check_instance_id
 from perdure.registry import Listed, marked_in
 from perdure.runtime.runtime import Runtime
 
@@ -46,7 +47,17 @@ def run(
             "perdure.run was called inside a running event loop; there, use "
             "`async with perdure.Runtime(…)` and `await client.start_orchestration(…)`"
         )
-    result: R = asyncio.run(_run(store, orchestration, inputs, instance_id, host))
+    payload = orchestration.signature.bind(inputs, {})
+    if instance_id is None:
+        instance_id = f"{orchestration.name}-{secrets.token_hex(4)}"
+        note(f"instance {instance_id}")
+    check_instance_id(instance_id)
+    work = _run(store, orchestration, inputs, payload, instance_id, host)
+    try:
+        result: R = asyncio.run(work)
+    except asyncio.CancelledError:
+        # SIGTERM: the same clean stop as Ctrl-C, and the same exception.
+        raise KeyboardInterrupt from None
     return result
 
 
@@ -59,17 +70,14 @@ async def _run(
     store: str,
     orchestration: Orchestration[..., Any],
     inputs: tuple[Any, ...],
-    instance_id: str | None,
+    payload: bytes,
+    instance_id: str,
     host: Iterable[Listed],
 ) -> Any:
     module = sys.modules.get(orchestration.function.__module__)
     hosted: dict[int, Listed] = {id(item): item for item in (orchestration, *host)}
     if module is not None:
         hosted.update({id(item): item for item in marked_in(module)})
-    payload = orchestration.signature.bind(inputs, {})
-    if instance_id is None:
-        instance_id = f"{orchestration.name}-{secrets.token_hex(4)}"
-        note(f"instance {instance_id}")
     async with Runtime(store, hosted.values()) as runtime:
         handle = await runtime.client.start_orchestration(
             orchestration, *inputs, instance_id=instance_id, if_exists="return"

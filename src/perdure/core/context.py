@@ -10,29 +10,26 @@ import asyncio
 import functools
 import logging
 import uuid
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from random import Random
-from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, TypeVarTuple, overload
+from typing import Any, Never, TypeVar, TypeVarTuple, overload
 
 import msgspec
 
 from perdure.codec import ANY, NULL, Codec, codec_for, same_value
 from perdure.core import actions
 from perdure.core.derived import child_id, detached_id
-from perdure.core.futures import DurableFuture, DurableTimer
-from perdure.core.journal import Journal, Same, user_location
+from perdure.core.futures import DurableFuture
+from perdure.core.journal import Journal, Same
 from perdure.core.logs import ReplayAwareLogger
 from perdure.core.loop import DeterministicLoop
 from perdure.core.marked import Info, Lookup, MarkedActivity, MarkedOrchestration
+from perdure.core.requests import Requests
 from perdure.durations import Duration, to_ms
-from perdure.errors import ForbiddenOperation, NestingTooDeep, TooManyPending
-from perdure.limits import NESTING_MAX, PENDING_MAX
+from perdure.errors import NestingTooDeep
+from perdure.limits import NESTING_MAX
 from perdure.names import check_instance_id, check_name, check_version
-
-if TYPE_CHECKING:
-    pass
 
 _same_any: Same = functools.partial(same_value, ANY)
 
@@ -47,21 +44,21 @@ class OrchestrationContext:
         self,
         info: Info,
         journal: Journal,
+        requests: Requests,
         orchestration: MarkedOrchestration,
         lookup: Lookup,
         ended: Callable[[], None],
     ) -> None:
         self._info = info
         self._journal = journal
+        self._requests = requests
         self._orchestration = orchestration
         self._lookup = lookup
         self._ended = ended
-        self._pending: dict[int, DurableFuture[Any] | DurableTimer] = {}
-        self._waits: dict[str, deque[DurableFuture[Any]]] = {}
         self._random: Random | None = None
         self._guids: Random | None = None
         self._logger: ReplayAwareLogger | None = None
-        self._loop: DeterministicLoop
+        self.loop: DeterministicLoop
 
     # Who and when.
 
@@ -140,6 +137,7 @@ class OrchestrationContext:
             return self._call(
                 activity, _by_name(activity, inputs), codec_for(result_type), (), None
             )
+        _check_marked(activity, "raises", "@perdure.activity")
         return self.call_activity(activity, inputs, {})
 
     def call_activity(
@@ -165,7 +163,7 @@ class OrchestrationContext:
     ) -> DurableFuture[Any]:
         journal = self._journal
         action = actions.CallActivity(journal.next_id, name, msgspec.Raw(payload))
-        return self._decide(action, name, codec, same or _same_any, raises)
+        return self._request(action, name, codec, same or _same_any, raises)
 
     def schedule_timer(self, delay: Duration) -> DurableFuture[None]:
         """A durable timer: done `delay` from now, in seconds or as a timedelta.
@@ -173,7 +171,7 @@ class OrchestrationContext:
         Zero or less fires at the next turn. Raises InvalidTimer, TooManyPending, LimitExceeded.
         """
         action = actions.CreateTimer(self._journal.next_id, to_ms(delay))
-        return self._decide(action, "", codec_for(None))
+        return self._request(action, "", codec_for(None))
 
     @overload
     def schedule_wait(self, name: str, data_type: type[R]) -> DurableFuture[R]: ...
@@ -187,9 +185,7 @@ class OrchestrationContext:
         """
         check_name(name, "event name")
         action = actions.WaitExternal(self._journal.next_id, name)
-        future = self._decide(action, name, codec_for(data_type))
-        self._waits.setdefault(name, deque()).append(future)
-        return future
+        return self._request(action, name, codec_for(data_type))
 
     @overload
     def schedule_sub_orchestration(
@@ -235,6 +231,7 @@ class OrchestrationContext:
             return self._child(
                 orchestration, payload, codec_for(result_type), same, instance_id, version
             )
+        _check_marked(orchestration, "takes_context", "@perdure.orchestration")
         return self.call_orchestration(orchestration, inputs, {}, instance_id, version)
 
     def call_orchestration(
@@ -277,7 +274,7 @@ class OrchestrationContext:
             msgspec.Raw(payload),
             None if version is None else check_version(version),
         )
-        return self._decide(action, instance_id, codec, same)
+        return self._request(action, instance_id, codec, same)
 
     @overload
     def start_orchestration(
@@ -314,6 +311,7 @@ class OrchestrationContext:
                 _same_any,
             )
         else:
+            _check_marked(orchestration, "takes_context", "@perdure.orchestration")
             signature = orchestration.signature
             name, payload, same = orchestration.name, signature.bind(inputs, {}), signature.same
         journal = self._journal
@@ -345,18 +343,14 @@ class OrchestrationContext:
         signature = target.signature
         payload = signature.bind(args, kwargs)
         journal = self._journal
+        loop, requests = self.loop, self._requests
         action = actions.ContinueAsNew(journal.next_id, msgspec.Raw(payload), wanted)
         future: DurableFuture[Never] = DurableFuture(
-            self._loop,
-            self._loop.next_number(),
-            self,
-            journal.next_id,
-            actions.ContinueAsNew,
-            "",
-            ANY,
+            loop, loop.next_number(), requests, action.id, actions.ContinueAsNew, "", ANY
         )
         journal.decide(action, signature.same)
-        self._ended()
+        if not journal.closed:
+            self._ended()
         return future
 
     # Combinators.
@@ -383,7 +377,7 @@ class OrchestrationContext:
 
     # Inside the core.
 
-    def _decide(
+    def _request(
         self,
         action: actions.AnyAction,
         name: str,
@@ -391,87 +385,22 @@ class OrchestrationContext:
         same: Same | None = None,
         raises: tuple[type[BaseException], ...] = (),
     ) -> DurableFuture[Any]:
-        if len(self._pending) >= PENDING_MAX:
-            raise TooManyPending(
-                f"{PENDING_MAX:,} activities, timers, waits and children are open; "
-                "await some of them before starting more"
-            )
-        self._journal.decide(action, same)
-        loop = self._loop
+        """Take a decision that is answered later, and return the future of the answer."""
+        requests, loop = self._requests, self.loop
+        requests.check_room()
+        # Made before the decision is taken: a RecursionError that the code catches must find
+        # either both or neither.
         future: DurableFuture[Any] = DurableFuture(
-            loop, loop.next_number(), self, action.id, type(action), name, codec, raises
+            loop, loop.next_number(), requests, action.id, type(action), name, codec, raises
         )
-        if not self._journal.closed:
-            self._pending[action.id] = future
+        self._journal.decide(action, same)
+        requests.add(future)
         return future
 
-    def create_timer(self, delay_s: float, fire: Callable[[], object]) -> DurableTimer:
-        """A durable timer for the loop's call_later."""
-        if len(self._pending) >= PENDING_MAX:
-            raise TooManyPending(f"{PENDING_MAX:,} durable operations are open; await some first")
-        event_id = self._journal.next_id
-        delay_ms = to_ms(delay_s)
-        self._journal.decide(actions.CreateTimer(event_id, delay_ms))
-        when = (self._journal.timestamp_ms + delay_ms) / 1000
-        timer = DurableTimer(self, event_id, when, fire)
-        if not self._journal.closed:
-            self._pending[event_id] = timer
-        return timer
 
-    def withdraw(self, future: DurableFuture[Any]) -> None:
-        """Record that `future` was cancelled, unless the execution is over."""
-        if self._pending.pop(future.event_id, None) is None:
-            return
-        if future.kind is actions.WaitExternal:
-            self._waits[future.name].remove(future)
-        child = future.name if future.kind is actions.StartSubOrchestration else ""
-        self._journal.decide(
-            actions.Cancel(self._journal.next_id, future.event_id, future.kind, child)
-        )
-
-    def withdraw_timer(self, timer: DurableTimer) -> None:
-        """Record that `timer` was cancelled, unless the execution is over."""
-        if self._pending.pop(timer.event_id, None) is not None:
-            self._journal.decide(
-                actions.Cancel(self._journal.next_id, timer.event_id, actions.CreateTimer)
-            )
-
-    def refuse(self, operation: str, instead: str) -> NoReturn:
-        """Block the instance for a forbidden operation; see DeterministicLoop."""
-        error = ForbiddenOperation(
-            f"{operation} is not deterministic and not allowed in an orchestration; "
-            f"use {instead} (at {user_location()})"
-        )
-        self._journal.judge("forbidden_operation", error)
-        raise error
-
-    def waiting(self, name: str) -> DurableFuture[Any] | None:
-        """The oldest open subscription to an event name."""
-        waits = self._waits.get(name)
-        return waits[0] if waits else None
-
-    def take(self, event_id: int) -> DurableFuture[Any] | DurableTimer | None:
-        """The open request that event `event_id` records, which is then no longer open."""
-        taken = self._pending.pop(event_id, None)
-        if isinstance(taken, DurableFuture) and taken.kind is actions.WaitExternal:
-            self._waits[taken.name].remove(taken)
-        return taken
-
-    def open_request(self, event_id: int) -> DurableFuture[Any] | DurableTimer | None:
-        return self._pending.get(event_id)
-
-    def open_children(self) -> Sequence[DurableFuture[Any]]:
-        """Children that have not reported yet, oldest first."""
-        return [
-            future
-            for future in self._pending.values()
-            if isinstance(future, DurableFuture) and future.kind is actions.StartSubOrchestration
-        ]
-
-    def forget(self) -> None:
-        """Let go of every open request, after the end."""
-        self._pending.clear()
-        self._waits.clear()
+def _check_marked(function: object, having: str, mark: str) -> None:
+    if not hasattr(function, having):
+        raise TypeError(f"{function!r} is neither marked with {mark} nor the name of one that is")
 
 
 def _by_name(name: str, inputs: tuple[Any, ...]) -> bytes:

@@ -10,20 +10,29 @@ import asyncio
 import contextvars
 import functools
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import msgspec
 
 from perdure.codec import same_value
-from perdure.core import actions, events, failures, work
+from perdure.core import actions, events, failures, frames, work
 from perdure.core.actions import AnyAction
 from perdure.core.context import OrchestrationContext
 from perdure.core.events import AnyEvent
 from perdure.core.futures import DurableFuture, DurableTimer
-from perdure.core.journal import ExecutionClosed, Journal, TurnRefused
+from perdure.core.journal import (
+    INNOCENT,
+    ExecutionClosed,
+    Journal,
+    TurnAborted,
+    TurnRefused,
+    describe,
+)
 from perdure.core.loop import DeterministicLoop
 from perdure.core.marked import Info, Lookup, MarkedOrchestration
+from perdure.core.requests import Request, Requests
 from perdure.core.unwinding import unwind
 from perdure.errors import (
     ActivityError,
@@ -33,9 +42,6 @@ from perdure.errors import (
     SubOrchestrationError,
     TurnLimitExceeded,
 )
-
-INNOCENT = (KeyboardInterrupt, SystemExit, MemoryError, RecursionError)
-"""What may end a turn without being its fault: the turn is run once more before it counts."""
 
 logger = logging.getLogger("perdure.orchestration")
 
@@ -76,6 +82,7 @@ class Execution:
     ) -> None:
         self.info = info
         self.journal = Journal()
+        self.requests = Requests(self.journal)
         self._orchestration = orchestration
         self._repeated = repeated
         self._interrupted: BaseException | None = None
@@ -84,11 +91,12 @@ class Execution:
         self._main: asyncio.Task[Any] | None = None
         self._context_vars = contextvars.Context()
         self.context = OrchestrationContext(
-            info, self.journal, orchestration, lookup, self._continued
+            info, self.journal, self.requests, orchestration, lookup, self._continued
         )
         # Abstract only to the type checker: what it refuses is added to it in a loop.
         self._loop = DeterministicLoop(self, self.context)  # type: ignore[abstract]
-        self.context._loop = self._loop
+        self.context.loop = self.journal.loop = self._loop
+        self.journal.suspended = self.location
 
     @property
     def ended(self) -> bool:
@@ -103,24 +111,24 @@ class Execution:
     def replay(self, recorded: Sequence[events.AnyEvent]) -> None:
         """Repeat a recorded history, checking each decision.
 
-        Raises TurnRefused with the verdict if the code does not do what is recorded.
-        A history that holds only OrchestrationStarted is one whose first turn is still to come:
-        it is run, and its decisions are new.
+        Raises TurnRefused with the verdict if the code does not do what is recorded, or if no
+        execution can have recorded it. A history that holds only OrchestrationStarted is one whose
+        first turn is still to come: it is run, and its decisions are new.
         """
         journal = self.journal
-        journal.recorded = recorded
-        journal.replaying = len(recorded) > 1
-        if recorded and isinstance(recorded[0], events.OrchestrationStarted):
-            journal.python = recorded[0].python
+        journal.begin_replay(recorded)
         outer = self._loop.enter()
         try:
-            while journal.next_id <= len(recorded):
-                event = recorded[journal.next_id - 1]
-                journal.stimulus(event)
-                self._apply(event)
+            while self._ending is None and journal.next_recorded() is not None:
+                self._apply(journal.recorded_stimulus())
+            if self._ending is not None:
+                journal.expect_end()
+        except NondeterminismError:
+            self._check_void()
         finally:
             self._loop.leave(outer)
-        if not journal.replaying:
+        if len(recorded) == 1:
+            # It counted as new, and is in the store already.
             journal.events.pop(0)
 
     def step(
@@ -163,25 +171,14 @@ class Execution:
         """
         self.journal.closed = True
         stubborn = unwind(self._loop, self._context_vars)
-        self.context.forget()
+        self.requests.forget()
         self._main = None
         return stubborn
 
     def location(self) -> str:
-        """Where the main task is suspended: file, line and function."""
-        awaiting: Any = self._main.get_coro() if self._main else None
-        found = ""
-        while awaiting is not None:
-            frame = getattr(awaiting, "cr_frame", None) or getattr(awaiting, "gi_frame", None)
-            if frame is not None and not frame.f_globals.get("__name__", "").startswith(
-                ("perdure.", "asyncio.")
-            ):
-                code = frame.f_code
-                found = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
-            awaiting = getattr(awaiting, "cr_await", None) or getattr(
-                awaiting, "gi_yieldfrom", None
-            )
-        return found
+        """The line at which the main task is suspended, else where its function is defined."""
+        waiting = frames.suspended_line(self._main.get_coro()) if self._main else ""
+        return waiting or frames.defining_line(self._orchestration.function)
 
     # From work item to stimulus.
 
@@ -189,7 +186,7 @@ class Execution:
         """The event that records the item, or why it is dropped."""
         event_id = self.journal.next_id
         if isinstance(item, work.ExternalRaised):
-            wait = self.context.waiting(item.name)
+            wait = self.requests.oldest_wait(item.name)
             if wait is None:
                 return "no_subscription"
             return events.ExternalEvent(event_id, now_ms, wait.event_id, item.name, item.data)
@@ -201,55 +198,54 @@ class Execution:
             return "unreadable"
         if item.execution_id != self.info.execution_id:
             return "stale_execution"
-        request = self.context.open_request(item.source_event_id)
+        request = self.requests.get(item.source_event_id)
         if request is None or request.done():
             return "late_completion"
-        if _REQUEST_OF[type(item)] is not getattr(request, "kind", actions.CreateTimer):
+        if _REQUEST_OF[type(item)] is not request.kind:
             return "unexpected_kind"
         return _EVENT_OF[type(item)](event_id, now_ms, item)
 
     def _deliver(self, event: events.AnyEvent) -> None:
-        self.journal.replaying = False
-        self.journal.stimulus(event)
+        self.journal.new_stimulus(event)
         self._apply(event)
 
     # From stimulus to decisions.
 
     def _apply(self, event: events.AnyEvent) -> None:
+        """Let the code react to a stimulus until it is idle."""
+        journal = self.journal
         self._loop.now_ms = event.timestamp_ms
         try:
-            _HANDLERS[type(event)](self, event)
+            # Decoding runs the user's constructors: they too see the execution's own context.
+            self._context_vars.run(_HANDLERS[type(event)], self, event)
             self._loop.run_until_idle()
+            if not journal.closed:
+                journal.expect_idle()
+        except NondeterminismError:
+            assert journal.verdict is not None
         except TurnLimitExceeded as error:
-            self._conclude(
-                events.OrchestrationFailed(
-                    self.journal.next_id, event.timestamp_ms, failures.record(error)
-                )
-            )
+            self._fail(error)
         except INNOCENT as error:
-            if self._repeated:
-                self._fail(error)
-            else:
-                self._interrupt(error)
+            self._raised(error)
+        if journal.closed:
+            self._check_void()
+
+    def _check_void(self) -> None:
         if self.journal.verdict is not None:
-            raise TurnRefused(self.journal.verdict)
+            raise TurnRefused(self.journal.verdict) from None
+        if isinstance(self._interrupted, TurnAborted):
+            raise self._interrupted
         if self._interrupted is not None:
             raise TurnInterrupted(repr(self._interrupted))
-        if self._ending is None:
-            try:
-                self.journal.expect_idle(self.location)
-            except NondeterminismError:
-                assert self.journal.verdict is not None
-                raise TurnRefused(self.journal.verdict) from None
 
     def _start(self, event: events.OrchestrationStarted) -> None:
+        if self._main is not None:
+            self._unasked(event)
         signature = self._orchestration.signature
         try:
-            args, kwargs = signature.unbind(bytes(event.input))
+            args, kwargs = signature.unbind(event.input)
         except PayloadError as error:
-            if self.journal.replaying:
-                self._incompatible(error)
-            self._fail(error)
+            self._misfit(error)
             return
         if self._orchestration.takes_context:
             args = (self.context, *args)
@@ -260,13 +256,13 @@ class Execution:
         try:
             result = await self._orchestration.function(*args, **kwargs)
         except BaseException as error:
-            if not self.journal.closed:
-                self._raised(error)
+            self._raised(error)
         else:
-            if not self.journal.closed:
-                self._returned(result)
+            self._returned(result)
 
     def _returned(self, result: Any) -> None:
+        if self.journal.closed:
+            return
         codec = self._orchestration.signature.result
         try:
             output = msgspec.Raw(codec.encode(result))
@@ -279,22 +275,18 @@ class Execution:
         )
 
     def _raised(self, error: BaseException) -> None:
-        if isinstance(error, asyncio.CancelledError) and self._cancel_reason is not None:
-            for child in self.context.open_children():
+        if self.journal.closed:
+            return
+        if isinstance(error, TurnAborted) or (_is_innocent(error) and not self._repeated):
+            self.interrupt(error)
+        elif isinstance(error, asyncio.CancelledError) and self._cancel_reason is not None:
+            for child in self.requests.children():
                 child.cancel()
             self._conclude(
                 events.OrchestrationCancelled(
                     self.journal.next_id, self.journal.timestamp_ms, self._cancel_reason
                 )
             )
-        elif isinstance(error, RuntimeError) and "attached to a different loop" in str(error):
-            # asyncio's own words for awaiting a future of the host's loop.
-            try:
-                self.refuse("awaiting a future of another loop", "an activity")
-            except ForbiddenOperation:
-                return
-        elif isinstance(error, INNOCENT) and not self._repeated:
-            self._interrupt(error)
         else:
             self._fail(error)
 
@@ -302,99 +294,123 @@ class Execution:
         self._conclude(
             events.OrchestrationFailed(
                 self.journal.next_id, self.journal.timestamp_ms, failures.record(error)
-            )
+            ),
+            location=frames.raising_line(error),
         )
 
     def _conclude(
-        self, ending: events.AnyEvent, same: Callable[[bytes, bytes], bool] | None = None
+        self,
+        ending: events.AnyEvent,
+        same: Callable[[bytes, bytes], bool] | None = None,
+        location: str = "",
     ) -> None:
         """End with the task step that got here; nothing of the execution runs after it."""
         try:
-            self.journal.conclude(ending, same)
+            self.journal.conclude(ending, same, location)
         except NondeterminismError:
             return
         self._ending = ending
-        self.journal.closed = True
 
     def _continued(self) -> None:
+        self._ending = self.journal.last
         self.journal.closed = True
-        if self.journal.events:
-            self._ending = self.journal.events[-1]
-        else:
-            self._ending = self.journal.recorded[-1]
 
-    def _interrupt(self, error: BaseException) -> None:
-        self._interrupted = error
-        self.journal.closed = True
+    def _misfit(self, error: PayloadError) -> None:
+        """New input that does not fit its type fails the execution; recorded input that no longer
+        does blocks it, since the right code heals that."""
+        journal = self.journal
+        if journal.replaying and not isinstance(
+            journal.next_recorded(), events.OrchestrationFailed
+        ):
+            journal.judge("incompatible_payload", error)
+        else:
+            self._fail(error)
+
+    # What each stimulus does.
 
     def _cancel(self, event: events.CancelRequested) -> None:
         self._cancel_reason = event.reason
         if self._main is not None:
             self._main.cancel(event.reason or None)
 
-    def _complete(self, event: events.ActivityCompleted | events.SubOrchestrationCompleted) -> None:
-        self._resolve(event.source_event_id, event.result)
+    def _completed(self, event: events.ActivityCompleted) -> None:
+        self._resolve(self._future(event, actions.CallActivity), event.result)
 
-    def _external(self, event: events.ExternalEvent) -> None:
-        self._resolve(event.source_event_id, event.data)
+    def _child_completed(self, event: events.SubOrchestrationCompleted) -> None:
+        self._resolve(self._future(event, actions.StartSubOrchestration), event.result)
 
-    def _resolve(self, source: int, payload: msgspec.Raw) -> None:
-        future = self._requested(source)
+    def _resolve(self, future: DurableFuture[Any], payload: msgspec.Raw) -> None:
         try:
             value = future.codec.decode(payload)
         except PayloadError as error:
-            self._incompatible(error)
-        if not future.done():
+            self.journal.judge("incompatible_payload", error)
+        else:
             future.set_result(value)
 
-    def _activity_failed(self, event: events.ActivityFailed) -> None:
-        future = self._requested(event.source_event_id)
+    def _external(self, event: events.ExternalEvent) -> None:
+        future = self._future(event, actions.WaitExternal)
+        if future.name != event.name:
+            self._unasked(event)
+        try:
+            value = future.codec.decode(event.data)
+        except PayloadError as error:
+            self._misfit(error)
+        else:
+            future.set_result(value)
+
+    def _failed(self, event: events.ActivityFailed) -> None:
+        future = self._future(event, actions.CallActivity)
         future.set_exception(failures.rebuild(event.error, ActivityError, future.raises))
 
     def _child_failed(self, event: events.SubOrchestrationFailed) -> None:
-        future = self._requested(event.source_event_id)
-        future.set_exception(failures.rebuild(event.error, SubOrchestrationError, ()))
-
-    def _requested(self, source: int) -> DurableFuture[Any]:
-        future = self.context.take(source)
-        if not isinstance(future, DurableFuture):
-            self._unasked(source)
-        return future
+        future = self._future(event, actions.StartSubOrchestration)
+        future.set_exception(failures.rebuild(event.error, SubOrchestrationError))
 
     def _timer(self, event: events.TimerFired) -> None:
-        timer = self.context.take(event.source_event_id)
+        timer = self._answered(event, actions.CreateTimer)
         if isinstance(timer, DurableTimer):
             timer.fire()
-        elif isinstance(timer, DurableFuture):
-            timer.set_result(None)
         else:
-            self._unasked(event.source_event_id)
+            timer.set_result(None)
 
-    def _unasked(self, source: int) -> NoReturn:
+    def _future(self, event: Completion, kind: type[actions.Action]) -> DurableFuture[Any]:
+        request = self._answered(event, kind)
+        assert isinstance(request, DurableFuture)
+        return request
+
+    def _answered(self, event: Completion, kind: type[actions.Action]) -> Request:
+        request = self.requests.take(event.source_event_id)
+        if request is None or request.kind is not kind or request.done():
+            self._unasked(event)
+        return request
+
+    def _unasked(self, event: events.AnyEvent) -> NoReturn:
         """A recorded stimulus answers something that this code did not ask for, or took back."""
-        error = NondeterminismError(
-            event_id=self.journal.next_id - 1,
-            expected=f"an answer to event {source}",
-            found="code that does not wait for it",
-            location=self.location(),
+        self.journal.mismatch(
+            describe(event), "code that does not wait for it", event_id=event.event_id
         )
-        self.journal.judge("nondeterminism", error)
-        raise TurnRefused(self.journal.verdict)  # type: ignore[arg-type]
-
-    def _incompatible(self, error: PayloadError) -> NoReturn:
-        self.journal.judge("incompatible_payload", error)
-        raise TurnRefused(self.journal.verdict)  # type: ignore[arg-type]
-
-    def _linked(self, event: events.ParentLinked) -> None:
-        """Old histories carry the parent link as an event of its own; nothing to do."""
 
     # What the loop asks of its host.
 
-    def refuse(self, operation: str, instead: str) -> NoReturn:
-        self.context.refuse(operation, instead)
+    def refuse(self, operation: str, instead: str, location: str = "") -> None:
+        if self.journal.closed:
+            self.journal.refuse()
+            return
+        where = location or frames.calling_line(sys._getframe(1)) or self.location()
+        error = ForbiddenOperation(
+            f"{operation} is not deterministic and not allowed in an orchestration; "
+            f"use {instead} (at {where})"
+        )
+        self.journal.judge("forbidden_operation", error)
+        raise error
+
+    def interrupt(self, error: BaseException) -> None:
+        if not self.journal.closed:
+            self._interrupted = error
+            self.journal.closed = True
 
     def create_timer(self, delay_s: float, fire: Callable[[], object]) -> DurableTimer:
-        return self.context.create_timer(delay_s, fire)
+        return self.requests.create_timer(delay_s, fire)
 
     def report(self, context: dict[str, Any]) -> None:
         """asyncio's note of an exception that nobody retrieves: logged once, not at replay."""
@@ -406,6 +422,21 @@ class Execution:
             "instance %s: %s", self.info.instance_id, context.get("message", ""), exc_info=error
         )
 
+
+def _is_innocent(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(INNOCENT) is not None
+    return isinstance(error, INNOCENT)
+
+
+Completion = (
+    events.ActivityCompleted
+    | events.ActivityFailed
+    | events.TimerFired
+    | events.ExternalEvent
+    | events.SubOrchestrationCompleted
+    | events.SubOrchestrationFailed
+)
 
 _REQUEST_OF: dict[type[Any], type[actions.Action]] = {
     work.ActivityCompleted: actions.CallActivity,
@@ -435,11 +466,10 @@ _EVENT_OF: dict[type[Any], Callable[[int, int, Any], events.AnyEvent]] = {
 _HANDLERS: dict[type[Any], Callable[[Execution, Any], None]] = {
     events.OrchestrationStarted: Execution._start,
     events.CancelRequested: Execution._cancel,
-    events.ActivityCompleted: Execution._complete,
-    events.ActivityFailed: Execution._activity_failed,
+    events.ActivityCompleted: Execution._completed,
+    events.ActivityFailed: Execution._failed,
     events.TimerFired: Execution._timer,
     events.ExternalEvent: Execution._external,
-    events.SubOrchestrationCompleted: Execution._complete,
+    events.SubOrchestrationCompleted: Execution._child_completed,
     events.SubOrchestrationFailed: Execution._child_failed,
-    events.ParentLinked: Execution._linked,
 }

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from perdure.core.actions import Action, CreateTimer
 
 if TYPE_CHECKING:
     import contextvars
 
     from perdure.codec import Codec
-    from perdure.core.actions import Action
 
 R = TypeVar("R")
 
 
 class Withdrawer(Protocol):
-    """Takes back what a durable future asked for; implemented by the orchestration context."""
+    """Takes back what a durable future or timer asked for: the open requests of the execution."""
 
-    def withdraw(self, future: DurableFuture[Any]) -> None: ...
+    def withdraw(self, request: DurableFuture[Any] | DurableTimer) -> None: ...
 
 
 class LoopFuture(asyncio.Future[Any]):
@@ -97,10 +98,10 @@ class DurableTimer:
 
     __slots__ = ("_callback", "_cancelled", "_fired", "_when", "event_id", "withdrawer")
 
-    kind: type[Action]
+    kind: ClassVar[type[Action]] = CreateTimer
 
     def __init__(
-        self, withdrawer: TimerWithdrawer, event_id: int, when: float, fire: Callable[[], object]
+        self, withdrawer: Withdrawer, event_id: int, when: float, fire: Callable[[], object]
     ) -> None:
         self.withdrawer = withdrawer
         self.event_id = event_id
@@ -123,17 +124,13 @@ class DurableTimer:
             return
         self._cancelled = True
         self._callback = None
-        self.withdrawer.withdraw_timer(self)
+        self.withdrawer.withdraw(self)
 
     def fire(self) -> None:
         callback, self._callback = self._callback, None
         self._fired = True
         if callback is not None:
             callback()
-
-
-class TimerWithdrawer(Protocol):
-    def withdraw_timer(self, timer: DurableTimer) -> None: ...
 
 
 class LoopTask(asyncio.Task[Any]):

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from types import CodeType, FrameType
-from typing import Any, NoReturn, Protocol, TypeVarTuple
+from collections.abc import Callable
+from types import AsyncGeneratorType, CodeType, FrameType
+from typing import Any, Protocol, TypeVarTuple
 
+from perdure.core.frames import awaited_future, suspended_line
 from perdure.core.futures import DurableFuture, DurableTimer, LoopFuture, LoopTask
-from perdure.core.journal import Journal
+from perdure.core.journal import INNOCENT, Journal, TurnAborted
 from perdure.errors import TurnLimitExceeded
 from perdure.limits import TURN_CALLBACKS_MAX
 
 Ts = TypeVarTuple("Ts")
+
+ASYNCGENS_MIN = 64
+"""From this number on, those that have ended are looked for."""
 
 Outer = tuple[asyncio.AbstractEventLoop | None, Any]
 
@@ -30,8 +35,15 @@ class LoopHost(Protocol):
     journal: Journal
     """Closed once nothing more may run: the execution has ended, or its turn is void."""
 
-    def refuse(self, operation: str, instead: str) -> NoReturn:
-        """Record and raise ForbiddenOperation."""
+    def refuse(self, operation: str, instead: str, location: str = "") -> None:
+        """Block the instance for a forbidden operation, and raise ForbiddenOperation.
+
+        location: the line that did it, if it is not the one that is running. Of a closed
+        execution it is refused like a durable call (see Journal.refuse).
+        """
+
+    def interrupt(self, error: BaseException) -> None:
+        """Make the turn void."""
 
     def create_timer(self, delay_s: float, fire: Callable[[], object]) -> DurableTimer:
         """A durable timer that calls `fire` when it fires."""
@@ -73,7 +85,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self.orchestration = orchestration
         self.now_ms = 0
         self.tasks: dict[LoopTask, None] = {}
-        self.asyncgens: dict[int, AsyncGenerator[Any, Any]] = {}
+        self.asyncgens: dict[int, AsyncGeneratorType[Any, Any]] = {}
+        self._asyncgens_max = ASYNCGENS_MIN
 
     def next_number(self) -> int:
         self._created += 1
@@ -100,7 +113,9 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 )
             try:
                 entry.context.run(entry.callback, *entry.args)
-            except Exception as error:
+            except (*INNOCENT, TurnAborted):
+                raise
+            except BaseException as error:
                 self.call_exception_handler(
                     {"message": f"exception in callback {entry.callback!r}", "exception": error}
                 )
@@ -120,10 +135,15 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         sys.set_asyncgen_hooks(*outer[1])
         asyncio._set_running_loop(outer[0])
 
-    def _keep_asyncgen(self, generator: AsyncGenerator[Any, Any]) -> None:
+    def _keep_asyncgen(self, generator: Any) -> None:
         # Held until the execution ends: the collector would otherwise finalise it at a moment, and
         # on a thread, that replay cannot repeat.
-        self.asyncgens[id(generator)] = generator
+        asyncgens = self.asyncgens
+        if len(asyncgens) >= self._asyncgens_max:
+            for key in [key for key, held in asyncgens.items() if held.ag_frame is None]:
+                del asyncgens[key]
+            self._asyncgens_max = max(ASYNCGENS_MIN, 2 * len(asyncgens))
+        asyncgens[id(generator)] = generator
 
     def clear(self) -> None:
         """Forget everything, after unwinding."""
@@ -139,10 +159,25 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> Any:
+        if not args:
+            self._check_awaited(callback)
         # Not `context or …`: an empty context is false.
         entry = Callback(callback, args, contextvars.copy_context() if context is None else context)
         self._ready.append(entry)
         return entry
+
+    def _check_awaited(self, callback: object) -> None:
+        """Refuse a task that awaits a future of another loop.
+
+        asyncio then runs the task's next step at once, with an error that the code may catch.
+        """
+        task = getattr(callback, "__self__", None)
+        if not isinstance(task, LoopTask) or task not in self.tasks:
+            return
+        coroutine = task.get_coro()
+        future = awaited_future(coroutine)
+        if future is not None and future.get_loop() is not self:
+            self._host.refuse("awaiting a future of another loop", _IO, suspended_line(coroutine))
 
     def call_later(
         self,
@@ -185,14 +220,19 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._host.refuse("an eager task", "a task that starts at the next await")
         _refuse_unordered(sys._getframe(1), self._host)
         if isinstance(coro, DurableFuture):
-            coro = _awaiting(coro)
-        task = LoopTask(coro, self, self.next_number(), name, context)
+            task = LoopTask(_awaiting(coro), self, self.next_number(), name, context)
+            # One that is cancelled before its first step never gets to await the future.
+            task.add_done_callback(functools.partial(_withdraw, coro))
+        else:
+            task = LoopTask(coro, self, self.next_number(), name, context)
         self.tasks[task] = None
         task.add_done_callback(self._forget_task)
         return task
 
-    def _forget_task(self, task: asyncio.Future[Any]) -> None:
-        self.tasks.pop(task, None)  # type: ignore[call-overload]
+    def _forget_task(self, task: Any) -> None:
+        del self.tasks[task]
+        if isinstance(task._exception, TurnAborted):
+            self._host.interrupt(task._exception)
 
     def get_debug(self) -> bool:
         return False
@@ -216,12 +256,17 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """Nothing to do: async generators end with their execution."""
 
 
-def _ignore_asyncgen(generator: AsyncGenerator[Any, Any]) -> None:
+def _ignore_asyncgen(generator: Any) -> None:
     """Nothing to do: generators are closed by the unwinding of the execution."""
 
 
 async def _awaiting(future: DurableFuture[Any]) -> Any:
     return await future
+
+
+def _withdraw(future: DurableFuture[Any], task: asyncio.Future[Any]) -> None:
+    if task.cancelled():
+        future.cancel()
 
 
 def _code_of(function: Any) -> CodeType | None:
@@ -232,7 +277,10 @@ _ENSURE_FUTURE = {
     _code_of(asyncio.ensure_future),
     _code_of(getattr(asyncio.tasks, "_ensure_future", None)),
 }
-_UNORDERED = {"as_completed", "_AsCompletedIterator.__init__"}
+_AS_COMPLETED = {
+    _code_of(asyncio.as_completed),
+    _code_of(getattr(getattr(asyncio.tasks, "_AsCompletedIterator", None), "__init__", None)),
+}
 
 
 def _refuse_unordered(frame: FrameType, host: LoopHost) -> None:
@@ -243,16 +291,17 @@ def _refuse_unordered(frame: FrameType, host: LoopHost) -> None:
     caller: FrameType | None = frame
     for _ in range(4):
         caller = caller.f_back if caller else None
-        if caller and caller.f_code.co_qualname in _UNORDERED:
+        if caller and caller.f_code in _AS_COMPLETED:
             host.refuse(
                 "asyncio.as_completed with bare coroutines",
                 "asyncio.create_task around each of them",
             )
 
 
-def _forbidden(name: str, instead: str) -> Callable[..., NoReturn]:
-    def refused(self: DeterministicLoop, *args: Any, **kwargs: Any) -> NoReturn:
+def _forbidden(name: str, instead: str) -> Callable[..., asyncio.Future[Any]]:
+    def refused(self: DeterministicLoop, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         self._host.refuse(f"loop.{name}", instead)
+        return self.create_future()
 
     refused.__name__ = name
     return refused

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextvars
-import functools
-from collections.abc import AsyncGenerator, Callable
+import warnings
+from collections.abc import Callable
 from typing import Any
 
+from perdure.core.journal import ExecutionClosed
 from perdure.core.loop import DeterministicLoop
 
-ATTEMPTS = 3
+ATTEMPTS = 100
+"""Awaits that one coroutine may make while it ends, before it counts as refusing to."""
+UNWOUND_MAX = 100_000
 
 _parked: list[object] = []
 """Coroutines that refused to end. Kept for ever, so that nothing finalises them later."""
+
+_hooks = vars(warnings)
+_WARN_UNAWAITED = "_warn_unawaited_coroutine"
+_warn_unawaited = _hooks.get(_WARN_UNAWAITED)
 
 
 def parked() -> int:
@@ -21,47 +28,71 @@ def parked() -> int:
 
 
 def unwind(loop: DeterministicLoop, context: contextvars.Context) -> int:
-    """Close every coroutine and async generator of the loop, in order of creation.
+    """End every coroutine and async generator of the loop, in order of creation.
 
     The journal must be closed already, so that the `finally` blocks that run have no durable
     effect. Returns how many refused to end and were parked.
     """
     outer = loop.enter()
     stubborn = 0
+    if _warn_unawaited is not None:
+        # That the code has not come to await what it has made is no mistake. A filter would not
+        # do: filters belong to all threads, and to the user.
+        _hooks[_WARN_UNAWAITED] = _ignore
     try:
-        for task in list(loop.tasks):
-            coroutine: Any = task.get_coro()
-            stubborn += not _closed(context, coroutine.close, coroutine)
-            # What is closed may have an exception that nobody has asked for.
-            task._log_traceback = False
-        for generator in list(loop.asyncgens.values()):
-            stubborn += not _closed(context, functools.partial(_shut, generator), generator)
+        for _ in range(UNWOUND_MAX):
+            # What is unwound may create tasks and generators, which are ended in turn.
+            if loop.tasks:
+                task = next(iter(loop.tasks))
+                del loop.tasks[task]
+                stubborn += not _ended(context, task.get_coro())
+            elif loop.asyncgens:
+                generator = loop.asyncgens.pop(next(iter(loop.asyncgens)))
+                stubborn += not _ended_generator(context, generator)
+            else:
+                break
     finally:
+        _parked.extend([*loop.tasks, *loop.asyncgens.values()])
         loop.clear()
+        if _warn_unawaited is not None:
+            _hooks[_WARN_UNAWAITED] = _warn_unawaited
         loop.leave(outer)
     return stubborn
 
 
-def _shut(generator: AsyncGenerator[Any, Any]) -> None:
-    """Run `aclose` as far as it goes without waiting."""
-    closing = generator.aclose()
-    try:
-        closing.send(None)
-    except (StopIteration, StopAsyncIteration):
-        return
-    raise RuntimeError("the generator awaited something while it was closed")
-
-
-def _closed(context: contextvars.Context, close: Callable[[], object], subject: object) -> bool:
+def _ended(context: contextvars.Context, coroutine: Any) -> bool:
+    # Not `close`: it ends the code that iterates over an async generator without telling the
+    # generator, which could then not be ended any more.
     for _ in range(ATTEMPTS):
-        try:
-            context.run(close)
-        except RuntimeError:
-            # It caught GeneratorExit and awaited something again.
-            continue
-        except BaseException:
-            # Whatever its last words are, they are not the runtime's concern.
+        if _leaves(context, coroutine.throw, ExecutionClosed()):
             return True
-        return True
-    _parked.append(subject)
+    _parked.append(coroutine)
     return False
+
+
+def _ended_generator(context: contextvars.Context, generator: Any) -> bool:
+    for _ in range(ATTEMPTS):
+        if generator.ag_frame is None:
+            return True
+        closing = generator.aclose()
+        left = _leaves(context, closing.send, None)
+        for _ in range(ATTEMPTS):
+            if left:
+                break
+            left = _leaves(context, closing.throw, ExecutionClosed())
+    _parked.append(generator)
+    return False
+
+
+def _leaves(context: contextvars.Context, go_on: Callable[[Any], object], value: object) -> bool:
+    """Let it go on until its next await; True if it came to its end instead."""
+    try:
+        context.run(go_on, value)
+    except BaseException:
+        # Whatever its last words are, they are not the runtime's concern.
+        return True
+    return False
+
+
+def _ignore(coroutine: object) -> None:
+    """The execution is being thrown away."""

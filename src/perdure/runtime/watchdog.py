@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 from perdure.errors import TurnLimitExceeded
@@ -115,7 +117,10 @@ class Watchdog:
             stuck_s = time.monotonic() - self._since
             if stuck_s > REPORT_S and not self._reported:
                 self._reported = True
-                logger.error("instance %s: its turn blocks the loop for over 1 s", turn)
+                stack = traceback.format_stack(sys._current_frames().get(self._target))
+                logger.error(
+                    "instance %s: its turn blocks the loop for over 1 s\n%s", turn, "".join(stack)
+                )
             if stuck_s > self._turn_timeout_s and not self._interrupted:
                 self._interrupted = True
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
