@@ -17,7 +17,7 @@ from perdure.core.futures import DurableFuture
 from perdure.errors import InstanceAlreadyExists, InstanceNotFound, InstanceTerminal, StoreClosed
 from perdure.marks import Orchestration
 from perdure.names import check_instance_id, check_name, check_version
-from perdure.providers.committer import Committer
+from perdure.providers.committer import Committer, Done
 from perdure.providers.contract import (
     Ended,
     InstanceFilter,
@@ -41,11 +41,8 @@ IfExists = Literal["error", "return"]
 class Host(Protocol):
     """The runtime in the same process, if there is one."""
 
-    def owner_of(self, name: str, version: str | None) -> tuple[str, str] | None:
-        """Node and token under which the runtime takes such an instance at once, or None."""
-
-    def adopt(self, start: StartInstance, key: int) -> None:
-        """Run an instance that was inserted under its node and token."""
+    def start_instance(self, start: StartInstance, done: Done) -> None:
+        """Submit a start, taken over by the runtime at once if it can run it."""
 
     def news(self) -> None:
         """A message has been stored."""
@@ -151,7 +148,11 @@ class Client:
             raise ValueError(f'if_exists is "error" or "return", not {if_exists!r}')
         name, payload, codec = _start_of(orchestration, inputs, result_type)
         instance_id = secrets.token_hex(16) if instance_id is None else instance_id
-        start = self._start(check_instance_id(instance_id), name, payload, version)
+        if version is not None:
+            check_version(version)
+        start = StartInstance(
+            check_instance_id(instance_id), secrets.token_hex(16), name, version, payload
+        )
         handle, taken = await self._insert(start, codec)
         if taken is not None and if_exists == "error":
             raise InstanceAlreadyExists(
@@ -265,49 +266,38 @@ class Client:
             raise _not_found(instance_id)
         return rows[instance_id]
 
-    def _start(
-        self, instance_id: str, name: str, payload: bytes, version: str | None
-    ) -> StartInstance:
-        if version is not None:
-            check_version(version)
-        owner = self._host.owner_of(name, version) if self._host is not None else None
-        return StartInstance(
-            instance_id,
-            secrets.token_hex(16),
-            name,
-            version,
-            payload,
-            owner=owner[0] if owner else None,
-            token=owner[1] if owner else None,
-        )
-
     async def _insert(
         self, start: StartInstance, codec: Codec[Any]
     ) -> tuple[OrchestrationHandle[Any], InstanceRow | None]:
+        """The handle, and the instance that exists already, if one does."""
+        loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[OrchestrationHandle[Any], InstanceRow | None]] = (
-            asyncio.get_running_loop().create_future()
+            loop.create_future()
         )
 
         def done(outcome: Outcome | BaseException) -> None:
-            # At once, not when the caller wakes up: the instance is ours to run from here on, also
-            # if the caller is cancelled, and its watch must exist before it can end.
+            # At once, not when the caller wakes up: the instance may have ended by then, and its
+            # watch must exist before.
             if isinstance(outcome, Started):
-                key = outcome.key
-                handle = self._handle(key, start.instance_id, start.incarnation, codec, 1, True)
-                if self._host is not None and start.owner is not None:
-                    self._host.adopt(start, key)
-                elif self._host is not None:
-                    self._host.news()
-                _settle(future, (handle, None))
+                made = self._handle(
+                    outcome.key, start.instance_id, start.incarnation, codec, 1, True
+                )
+                _settle(future, (made, None))
             elif isinstance(outcome, Taken):
                 row = outcome.instance
-                handle = self._handle(row.key, row.instance_id, row.incarnation, codec, 1)
-                _settle(future, (handle, row))
+                found = self._handle(row.key, row.instance_id, row.incarnation, codec, 1)
+                _settle(future, (found, row))
             elif not future.done():
                 assert isinstance(outcome, BaseException)
                 future.set_exception(outcome)
 
-        self.committer.submit(start, done)
+        committer = self.committer
+        if self._host is None:
+            committer.submit(start, done)
+        else:
+            # In a callback of its own: the first turn may run in there, and no task of the host's
+            # loop may be current while the orchestration's loop runs.
+            loop.call_soon(self._host.start_instance, start, done)
         return await future
 
     def _handle(

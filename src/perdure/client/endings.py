@@ -143,7 +143,12 @@ class Endings:
     async def _refresh(self, watches: list[Watch]) -> None:
         for watch in watches:
             watch.seen = self._hints
-        rows = await self._provider.get_instances([watch.instance_id for watch in watches])
+        try:
+            rows = await self._provider.get_instances([watch.instance_id for watch in watches])
+        except BaseException:
+            for watch in watches:
+                watch.seen = -1
+            raise
         for watch in watches:
             row = rows.get(watch.instance_id)
             if row is None or row.incarnation != watch.incarnation:

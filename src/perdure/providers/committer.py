@@ -78,29 +78,42 @@ class Committer:
         self._attempt()
 
     async def drain(self) -> None:
-        """Wait until everything submitted so far, and what that led to, has its outcome."""
+        """Wait until everything submitted so far, and what that led to, has its outcome, or until
+        the store becomes unavailable."""
         self.flush()
-        while self._in_flight or self._queue:
+        while (self._in_flight or self._queue) and not self.degraded:
             await self._idle.wait()
             self.flush()
 
     async def close(self) -> None:
         """Drain, then refuse whatever comes. While the store is unavailable, give up at once."""
-        if not self.degraded:
-            await self.drain()
+        await self.drain()
         self._closed = True
         lost, self._queue, self._in_flight = self._in_flight + self._queue, [], []
         for _, done in lost:
             done(StoreClosed("the store was closed before this could be committed"))
+
+    def ended(self, turn: CommitTurn) -> None:
+        """Tell who waits, if this committed turn ended an execution."""
+        if turn.ending is not None:
+            for listener in self.on_ended:
+                listener(turn)
 
     def _scheduled_flush(self) -> None:
         self._flush_scheduled = False
         self.flush()
 
     def _attempt(self) -> None:
-        if not self._closed:
-            batch = [operation for operation, _ in self._in_flight]
-            asyncio.ensure_future(self.provider.commit(batch)).add_done_callback(self._committed)
+        if self._closed:
+            return
+        batch = [operation for operation, _ in self._in_flight]
+        committing: asyncio.Future[list[Outcome]]
+        try:
+            committing = asyncio.ensure_future(self.provider.commit(batch))
+        except Exception as error:
+            committing = self._loop.create_future()
+            committing.set_exception(error)
+        committing.add_done_callback(self._committed)
 
     def _committed(self, future: asyncio.Future[list[Outcome]]) -> None:
         if self._closed:
@@ -126,23 +139,37 @@ class Committer:
         # thread then work at the same time.
         self.flush()
         for (operation, done), outcome in zip(batch, outcomes, strict=True):
-            if type(outcome) is Committed and operation.ending is not None:  # type: ignore[union-attr]
-                for listener in self.on_ended:
-                    listener(operation)  # type: ignore[arg-type]
-            done(outcome)
+            if type(outcome) is Committed:
+                assert isinstance(operation, CommitTurn)
+                self.ended(operation)
+            self._tell(done, outcome)
         if self._in_flight or self._queue:
             self.flush()
         else:
             self._idle.set()
 
+    def _tell(self, done: Done, outcome: Outcome | BaseException) -> None:
+        try:
+            done(outcome)
+        except Exception as error:
+            # A fault in one of them must not leave the others without their outcomes.
+            self._loop.call_exception_handler(
+                {"message": f"perdure: {done!r} failed", "exception": error}
+            )
+
     def _wait_out(self, error: StoreUnavailable) -> None:
         """Nothing was applied: repeat the same batch, with back-off and jitter."""
-        if self.degraded is None:
-            logger.warning("degraded: %s; trying again", error)
-        self.degraded = str(error)
+        self._degrade(error)
         ceiling = min(RETRY_S_MAX, RETRY_S_MIN * 2**self._failures)
         self._failures = min(self._failures + 1, 20)
         self._loop.call_later(self._random.uniform(ceiling / 2, ceiling), self._attempt)
+
+    def _degrade(self, error: StoreUnavailable) -> None:
+        if self.degraded is None:
+            logger.warning("degraded: %s; trying again", error)
+        self.degraded = str(error)
+        # Whoever drains does not wait for the end of an outage.
+        self._idle.set()
 
     async def _one_by_one(self) -> None:
         """Some value in the batch is refused: find it, so that it alone fails."""
@@ -156,7 +183,8 @@ class Committer:
         while True:
             try:
                 return (await self.provider.commit([operation]))[0]
-            except StoreUnavailable:
+            except StoreUnavailable as error:
+                self._degrade(error)
                 await asyncio.sleep(self._random.uniform(RETRY_S_MIN, 4 * RETRY_S_MIN))
             except Exception as error:
                 return error

@@ -78,6 +78,8 @@ class StartInstance(Value, frozen=True):
 
     owner and token: given together, the instance is inserted already acquired (attempt 1).
     if_taken: sent instead when the id is taken (a child start tells its parent so).
+    key: one that `reserve_key` gave, or 0 for the store's choice. turn: the instance's first turn,
+    applied at once if the instance was inserted (its key and token are those of the start).
     Outcome: Started or Taken.
     """
 
@@ -91,6 +93,8 @@ class StartInstance(Value, frozen=True):
     owner: str | None = None
     token: str | None = None
     if_taken: SendMessage | None = None
+    key: int = 0
+    turn: CommitTurn | None = None
 
 
 class Ending(Value, frozen=True):
@@ -333,7 +337,10 @@ class Refused(Value, frozen=True):
 
 
 class Started(Value, frozen=True):
+    """committed: the outcome of the turn that the start carried."""
+
     key: int
+    committed: Committed | None = None
 
 
 class Taken(Value, frozen=True):
@@ -427,6 +434,10 @@ class Provider(Protocol):
 
     def now_ms(self) -> int:
         """The store's clock (or a lower bound of it), in milliseconds since the epoch, UTC."""
+
+    def reserve_key(self) -> int:
+        """A key for an instance that is about to be started, given to nobody else, ever; 0 if none
+        is at hand. Does not wait."""
 
     def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
         """Apply the batch in one durable transaction; one outcome each, in the batch's order.

@@ -90,11 +90,15 @@ class Plan:
         self.sends: list[SendMessage] = []
 
     def consumed(self, delivery: Delivery) -> None:
+        """The row behind a delivery goes. One of an earlier execution has none, and its event id
+        may stand for something else in this one."""
         item = delivery.item
         if isinstance(item, work.TimerFired):
-            self.timers_gone.append(item.source_event_id)
+            if item.execution_id == self._resident.execution_id:
+                self.timers_gone.append(item.source_event_id)
         elif delivery.local and isinstance(item, work.ActivityCompleted | work.ActivityFailed):
-            self.activities_gone.append(item.source_event_id)
+            if item.execution_id == self._resident.execution_id:
+                self.activities_gone.append(item.source_event_id)
 
     def decided(self, action: actions.AnyAction) -> None:
         if isinstance(action, actions.CallActivity):

@@ -8,7 +8,7 @@ import msgspec
 
 from perdure.core import events, work
 from perdure.core.execution import Execution
-from perdure.providers.contract import CommitTurn, Message, ParentLink
+from perdure.providers.contract import CommitTurn, Message, ParentLink, StartInstance
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
@@ -127,6 +127,23 @@ class Resident:
     def idle(self) -> bool:
         """Nothing under way: it could be given back without losing work."""
         return not (self.pending or self.committing or self.loading or self.queued)
+
+
+def resident_of(start: StartInstance, key: int) -> Resident:
+    """The resident of a start that names its owner."""
+    assert start.token is not None
+    return Resident(
+        key,
+        start.instance_id,
+        start.incarnation,
+        start.name,
+        start.version,
+        1,
+        start.token,
+        start.input,
+        start.parent,
+        start.nesting,
+    )
 
 
 class Residents:

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
 from perdure.client.client import Client
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, ProviderError
+from perdure.providers.committer import Done
 from perdure.providers.contract import Provider, StartInstance
 from perdure.registry import Listed, Registry
 from perdure.runtime.activities import Activities
@@ -18,10 +20,12 @@ from perdure.runtime.guard import TaskGuard
 from perdure.runtime.intake import Intake
 from perdure.runtime.node import Node
 from perdure.runtime.options import Options
+from perdure.runtime.starts import Starts
 from perdure.runtime.turns import Turns
 from perdure.runtime.watchdog import Watchdog
 
 STOP_TIMEOUT_S = 5.0
+RETRY_S = 0.5
 
 logger = logging.getLogger("perdure")
 
@@ -48,6 +52,7 @@ class Runtime:
         self._client = Client(store)
         self._parts: _Parts | None = None
         self._guard: TaskGuard | None = None
+        self._counters: Counter[str] = Counter()
         self._replacing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -65,7 +70,7 @@ class Runtime:
     @property
     def counters(self) -> Mapping[str, int]:
         """What was dropped, refused or repeated so far, by reason."""
-        return dict(self._parts.node.counters) if self._parts else {}
+        return dict(self._counters)
 
     @property
     def node_id(self) -> str:
@@ -76,40 +81,49 @@ class Runtime:
 
     async def start(self) -> None:
         """Open the store, become a node, and take up unfinished work."""
-        if self._parts is not None:
+        if self._guard is not None:
             raise PerdureError("the runtime is started already")
         await self._client.open()
+        guard = TaskGuard(asyncio.get_running_loop())
         try:
-            self._guard = TaskGuard(asyncio.get_running_loop())
             await self._become_node()
         except BaseException:
+            guard.remove()
             await self._client.close()
             raise
+        self._guard = guard
 
     async def stop(self, timeout: float = STOP_TIMEOUT_S) -> None:
         """Stop gracefully: begin nothing new, let running activities finish for `timeout` seconds,
         then give everything back uncharged. Nothing of the runtime is left when it returns."""
-        parts, self._parts = self._parts, None
-        if parts is None:
+        guard, self._guard = self._guard, None
+        if guard is None:
             return
-        if self._replacing is not None:
-            self._replacing.cancel()
-            await asyncio.gather(self._replacing, return_exceptions=True)
-        self._client.attach(None)
         try:
-            await parts.stop(timeout)
-            with contextlib.suppress(PerdureError):
-                await self._client.provider.release_node(parts.node.node_id)
+            if self._replacing is not None:
+                # Not cancelled: it has the old node's thread and activities to end.
+                await asyncio.gather(self._replacing, return_exceptions=True)
+            if self._parts is not None:
+                await self._leave(timeout)
         finally:
             await self._client.close()
-            if self._guard is not None:
-                self._guard.remove()
+            guard.remove()
+
+    async def _leave(self, timeout_s: float) -> None:
+        """Stop being a node."""
+        parts, self._parts = self._parts, None
+        assert parts is not None
+        self._client.attach(None)
+        await parts.stop(timeout_s)
+        with contextlib.suppress(PerdureError):
+            await self._client.provider.release_node(parts.node.node_id)
 
     async def _become_node(self) -> None:
         client = self._client
         node = Node(
             client.provider, client.committer, self._registry, self._options, self._new_token
         )
+        node.counters = self._counters
         await client.provider.register_node(node.node_id, round(self._options.lease_s * 1000))
         self._parts = _Parts(node, self._lost)
         client.attach(self._parts)
@@ -117,16 +131,19 @@ class Runtime:
 
     def _lost(self) -> None:
         """The node was taken over (it was paused for too long, or its turn was stuck)."""
-        if self._parts is not None and self._replacing is None:
+        if self._guard is not None and self._parts is not None and self._replacing is None:
             logger.error("this node was taken over by others; it starts again as a new node")
             self._replacing = asyncio.get_running_loop().create_task(self._replace())
 
     async def _replace(self) -> None:
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            self._client.attach(None)
-            await parts.stop(0)
-            await self._become_node()
+        await self._leave(0)
+        while self._guard is not None:
+            try:
+                await self._become_node()
+                break
+            except ProviderError as error:
+                logger.warning("cannot start again as a new node: %s; trying again", error)
+                await asyncio.sleep(RETRY_S)
         self._replacing = None
 
 
@@ -144,6 +161,7 @@ class _Parts:
         )
         self._activities = Activities(node)
         self._turns = Turns(node, self._activities, self._watchdog)
+        self._starts = Starts(node, self._turns, self._activities)
         self._intake = Intake(node, self._turns, self._activities)
         self._activities.deliver = self._turns.deliver
         self._activities.news = self._intake.news
@@ -156,19 +174,17 @@ class _Parts:
 
     async def stop(self, timeout_s: float) -> None:
         self.node.stopping = True
-        await self._intake.stop()
-        self._turns.timers.stop()
-        await self._activities.stop(timeout_s)
-        self._turns.give_everything_back()
-        if not self.node.committer.degraded:
+        try:
+            await self._intake.stop()
+            self._turns.timers.stop()
+            await self._activities.stop(timeout_s)
+            self._turns.give_everything_back()
             await self.node.committer.drain()
-        self._watchdog.stop()
+        finally:
+            await self._watchdog.stop()
 
-    def owner_of(self, name: str, version: str | None) -> tuple[str, str] | None:
-        return self.node.owner_of(name, version)
-
-    def adopt(self, start: StartInstance, key: int) -> None:
-        self._turns.adopt(start, key)
+    def start_instance(self, start: StartInstance, done: Done) -> None:
+        self._starts.start(start, done)
 
     def news(self) -> None:
         self._intake.news()

@@ -27,7 +27,7 @@ from perdure.providers.contract import (
 from perdure.runtime.activities import Activities
 from perdure.runtime.effects import Plan, plan_turn, started_event
 from perdure.runtime.node import Node, internal
-from perdure.runtime.residents import Delivery, Resident
+from perdure.runtime.residents import Delivery, Resident, resident_of
 from perdure.runtime.timers import Timers
 from perdure.runtime.watchdog import TurnStuck, Watchdog
 
@@ -80,10 +80,16 @@ class Turns:
             self._node.loop.call_soon(self._pump)
 
     def start_execution(self, resident: Resident, history: list[events.AnyEvent]) -> bool:
-        """Give the resident a fresh execution with a history to repeat in its next turn.
+        """Give the resident a fresh execution and run its next turn, which repeats the history.
 
         False if this node does not have its orchestration.
         """
+        made = self._make_execution(resident, history)
+        if made:
+            self.ready(resident)
+        return made
+
+    def _make_execution(self, resident: Resident, history: list[events.AnyEvent]) -> bool:
         version = resident.version
         if history and isinstance(history[0], events.OrchestrationStarted):
             version = history[0].version
@@ -100,7 +106,6 @@ class Turns:
         )
         resident.version = orchestration.version
         resident.history = history
-        self.ready(resident)
         return True
 
     def _pump(self) -> None:
@@ -205,7 +210,13 @@ class Turns:
         ):
             return
         resident.committing = operation
-        node.committer.submit(operation, partial(self._committed, resident, turn, deliveries, kept))
+        done = partial(self._committed, resident, turn, deliveries, kept)
+        self._node.committer.submit(operation, done)
+
+    def _plan(self, resident: Resident, turn: Turn, taken: list[Delivery]) -> CommitTurn:
+        node = self._node
+        plan = Plan(resident, self._activities.reserve, node.owner_of)
+        return plan_turn(resident, node.node_id, turn, taken, plan, self._next_version(resident))
 
     def _split(
         self, resident: Resident, turn: Turn, deliveries: list[Delivery]
@@ -233,6 +244,39 @@ class Turns:
             return latest.version
 
         return version
+
+    # The first turn of a start, in one commit with it.
+
+    def run_first(self, resident: Resident) -> tuple[Turn, CommitTurn] | None:
+        """Run the first turn of an instance that is not inserted yet; None if it cannot be had.
+
+        Whatever stands in its way is met again, and dealt with, once the instance exists.
+        """
+        if not self._make_execution(resident, []):
+            return None
+        self._watchdog.enter(resident.instance_id)
+        try:
+            try:
+                turn = self._step(resident, [])
+            finally:
+                if self._watchdog.leave():
+                    raise TurnStuck
+        except (TurnRefused, TurnInterrupted, TurnStuck):
+            self.discard(resident)
+            return None
+        return turn, self._plan(resident, turn, [])
+
+    def started(
+        self, resident: Resident, operation: CommitTurn, turn: Turn, outcome: Committed
+    ) -> None:
+        """The instance exists, and its first turn is committed."""
+        self._node.residents.add(resident)
+        self._applied(resident, operation, turn, [], outcome)
+
+    def discard(self, resident: Resident) -> None:
+        """Throw the copy in memory away; the store knows nothing of it."""
+        self._close(resident, resident.execution)
+        resident.execution = None
 
     # What became of the commit.
 
@@ -318,19 +362,7 @@ class Turns:
 
     def adopt(self, start: StartInstance, key: int) -> None:
         """Run an instance that was inserted already owned by this node."""
-        assert start.token is not None
-        resident = Resident(
-            key,
-            start.instance_id,
-            start.incarnation,
-            start.name,
-            start.version,
-            1,
-            start.token,
-            start.input,
-            start.parent,
-            start.nesting,
-        )
+        resident = resident_of(start, key)
         self._node.residents.add(resident)
         if self._node.stopping or not self.start_execution(resident, []):
             self.release(resident)

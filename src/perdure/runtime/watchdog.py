@@ -7,6 +7,7 @@ turn_timeout, and if that does not help the lease is no longer renewed, so that 
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import sys
@@ -19,6 +20,7 @@ from perdure.errors import TurnLimitExceeded
 
 TICK_S = 1.0
 REPORT_S = 1.0
+JOIN_S = 0.02
 
 logger = logging.getLogger("perdure")
 
@@ -63,11 +65,15 @@ class Watchdog:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End the thread; waits for a heartbeat under way."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if not self._thread.is_alive():
+            return
+        self._thread.join(JOIN_S)
+        # A heartbeat may have to wait for the store's write lock; the loop must not.
+        while self._thread.is_alive():
+            await asyncio.sleep(JOIN_S)
 
     def enter(self, instance_id: str) -> None:
         """A turn of this instance begins."""
@@ -77,10 +83,10 @@ class Watchdog:
     def leave(self) -> bool:
         """The turn has ended; True if it was interrupted and is therefore void, whatever its code
         made of that. An interrupt that has not arrived yet is taken back."""
-        self._turn = None
-        if not self._reported:
-            return False
+        # Always under the lock: a turn that ends while the thread is about to interrupt it must not
+        # let the interrupt loose on whatever comes next.
         with self._lock:
+            self._turn = None
             interrupted = self._interrupted
             if interrupted:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(

@@ -59,6 +59,9 @@ class MemoryProvider:
         if self._state != "open":
             raise StoreClosed(f"the store is {'not open' if self._state == 'new' else 'closed'}")
 
+    def reserve_key(self) -> int:
+        return self._store.reserve_key()
+
     def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
         self._check_open()
         future: asyncio.Future[list[Outcome]] = self._loop.create_future()

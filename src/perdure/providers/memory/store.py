@@ -66,7 +66,7 @@ class MemoryStore:
     def apply(self, batch: Sequence[Operation]) -> list[Outcome]:
         """All of the batch, or nothing if a value is not acceptable (ProviderError)."""
         self._undo.clear()
-        last_key, last_seq = self._last_key, self._last_seq
+        last_seq = self._last_seq
         outcomes: dict[int, Outcome] = {}
         try:
             for operation in batch:
@@ -77,7 +77,7 @@ class MemoryStore:
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
             while self._undo:
                 self._undo.pop()()
-            self._last_key, self._last_seq = last_key, last_seq
+            self._last_seq = last_seq
             raise ProviderError(f"a value in the batch cannot be stored: {error}") from error
         return [outcomes[place] for place in range(len(batch))]
 
@@ -195,6 +195,10 @@ class MemoryStore:
         self._set(instance, owner=None, token=None, due_ms=None)
         return dropped
 
+    def reserve_key(self) -> int:
+        self._last_key += 1
+        return self._last_key
+
     def _start(self, start: StartInstance) -> tuple[Started | Taken, int]:
         """The outcome, and how many messages about it found no receiver."""
         taken = self.keys.get(start.instance_id)
@@ -206,9 +210,8 @@ class MemoryStore:
         if (start.owner is None) != (start.token is None):
             raise ValueError("owner and token must be given together")
         now = self.now_ms()
-        self._last_key += 1
         instance = Instance(
-            key=self._last_key,
+            key=start.key or self.reserve_key(),
             instance_id=start.instance_id,
             incarnation=start.incarnation,
             name=start.name,
@@ -224,7 +227,9 @@ class MemoryStore:
         instance.executions[1] = Execution(start.version, "pending", start.input, now)
         self._put(self.instances, instance.key, instance)
         self._put(self.keys, start.instance_id, instance.key)
-        return Started(instance.key), 0
+        committed = self._commit_turn(start.turn) if start.turn is not None else None
+        assert committed is None or isinstance(committed, Committed)
+        return Started(instance.key, committed), 0
 
     def _send(self, send: SendMessage) -> Sent | NotFound | Ended:
         key = self.keys.get(send.instance_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
+from itertools import count
 from typing import Any
 
 from perdure.errors import InternalError
@@ -54,6 +55,9 @@ _ORDER: dict[type, int] = {
     )
 }
 
+FIRST_TURN_SUB = 2
+"""Notes of the turn that a start carries are numbered from here, behind the start's own."""
+
 Note = tuple[int, int, str, Any]
 """op, sub, what, value"""
 
@@ -84,7 +88,15 @@ def answers_itself(operation: Operation) -> bool:
     """Whether its outcome is known without a note, provided that nothing is refused."""
     if type(operation) is CommitTurn:
         return not operation.starts and not operation.sends
-    return type(operation) is not StartInstance and type(operation) is not SendMessage
+    if type(operation) is StartInstance:
+        turn = operation.turn
+        return (
+            operation.key != 0
+            and operation.parent is None
+            and operation.if_taken is None
+            and (turn is None or answers_itself(turn))
+        )
+    return type(operation) is not SendMessage
 
 
 def parameters(ordered: Sequence[tuple[int, Operation]], quiet: bool, now: int) -> list[Any]:
@@ -99,6 +111,8 @@ def parameters(ordered: Sequence[tuple[int, Operation]], quiet: bool, now: int) 
                 _start(values, op, 0, operation, now)
                 if operation.if_taken is not None:
                     _send(values, op, 1, operation.if_taken, now, if_taken=0)
+                if operation.turn is not None:
+                    _turn(values, op, operation.turn, now, FIRST_TURN_SUB)
             case SendMessage():
                 _send(values, op, 0, operation, now)
             case CompleteActivity(key, execution_id, event_id, node_id, attempt, body):
@@ -121,7 +135,7 @@ def parameters(ordered: Sequence[tuple[int, Operation]], quiet: bool, now: int) 
 _NONE = [(None,) * n for n in range(WIDTH)]
 
 
-def _turn(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
+def _turn(values: list[Any], op: int, turn: CommitTurn, now: int, sub: int = 0) -> None:
     key, execution = turn.key, turn.execution_id
     events, gone, new = turn.events, turn.activities_gone, turn.activities
     count = len(events)
@@ -131,7 +145,9 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
         events[1] if count > 1 else None,
         gone[0] if gone else None,
     )
-    if new:
+    # What is gone goes before what is new.
+    inline = 1 if new and len(gone) <= 1 else 0
+    if inline:
         first = new[0]
         owner = turn.node_id if first.claimed else None
         values += (first.event_id, first.name, first.input, owner, now)
@@ -146,7 +162,7 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
         values += (op, kind.ACTIVITY_GONE, key, execution, event_id, *_NONE[9], now)
     for event_id in turn.timers_gone:
         values += (op, kind.TIMER_GONE, key, execution, event_id, *_NONE[9], now)
-    for activity in new[1:]:
+    for activity in new[inline:]:
         owner = turn.node_id if activity.claimed else None
         values += (op, kind.ACTIVITY, key, execution, activity.event_id, activity.name)
         values += (activity.input, owner, *_NONE[6], now)
@@ -154,7 +170,7 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
         values += (op, kind.TIMER, key, execution, timer.event_id, timer.fire_at_ms)
         values += (*_NONE[8], now)
     if turn.starts or turn.sends:
-        _carried(values, op, turn, now)
+        _carried(values, op, turn, now, sub)
     if turn.settle or turn.set_due or turn.release or turn.version is not None:
         values += (op, kind.STATE, key, execution, None, turn.version, turn.settle)
         values += (turn.set_due, turn.due_ms, turn.mail_seen, turn.release, *_NONE[3], now)
@@ -162,12 +178,12 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
         _ending(values, op, turn, now)
 
 
-def _carried(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
-    for sub, start in enumerate(turn.starts):
-        _start(values, op, 2 * sub, start, now)
+def _carried(values: list[Any], op: int, turn: CommitTurn, now: int, base: int) -> None:
+    for sub, start in zip(count(base, 2), turn.starts, strict=False):
+        _start(values, op, sub, start, now)
         if start.if_taken is not None:
-            _send(values, op, 2 * sub + 1, start.if_taken, now, if_taken=2 * sub)
-    for sub, send in enumerate(turn.sends, 2 * len(turn.starts)):
+            _send(values, op, sub + 1, start.if_taken, now, if_taken=sub)
+    for sub, send in enumerate(turn.sends, base + 2 * len(turn.starts)):
         _send(values, op, sub, send, now)
 
 
@@ -182,7 +198,16 @@ def _ending(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
 
 
 def _start(values: list[Any], op: int, sub: int, start: StartInstance, now: int) -> None:
-    values += (op, kind.START, None, None, sub, start.instance_id, start.incarnation, start.name)
+    values += (
+        op,
+        kind.START,
+        start.key or None,
+        None,
+        sub,
+        start.instance_id,
+        start.incarnation,
+        start.name,
+    )
     values += (start.version, start.input, start.nesting, start.owner, start.token, None, now)
     parent = start.parent
     if parent is not None:
@@ -211,7 +236,7 @@ def _release(values: list[Any], op: int, release: ReleaseInstance, now: int) -> 
 def outcomes(batch: Sequence[Operation], notes: Sequence[Note]) -> list[Outcome]:
     """One outcome each, except for the claims, which get theirs elsewhere."""
     if not notes:
-        return [_COMMITTED if type(operation) is CommitTurn else _DONE for operation in batch]
+        return [_unnoted(operation) for operation in batch]
     by_place: defaultdict[int, dict[int, tuple[str, Any]]] = defaultdict(dict)
     for place, sub, what, value in notes:
         by_place[place][sub] = what, value
@@ -222,20 +247,35 @@ _DONE = Done()
 _COMMITTED = Committed()
 
 
+def _unnoted(operation: Operation) -> Outcome:
+    if type(operation) is CommitTurn:
+        return _COMMITTED
+    if type(operation) is StartInstance:
+        return Started(operation.key, _COMMITTED if operation.turn is not None else None)
+    return _DONE
+
+
 def _outcome(operation: Operation, notes: dict[int, tuple[str, Any]]) -> Outcome:
+    if isinstance(operation, StartInstance):
+        outcome = _started(notes[0])
+        if operation.turn is None or not isinstance(outcome, Started):
+            return outcome
+        return Started(outcome.key, _committed(operation.turn, notes, FIRST_TURN_SUB))
     if -1 in notes:
         return Refused(notes[-1][0])
-    if isinstance(operation, StartInstance):
-        return _started(notes[0])
     if isinstance(operation, SendMessage):
         return _sent(notes[0])
     if not isinstance(operation, CommitTurn):
         return _DONE
+    return _committed(operation, notes, 0)
+
+
+def _committed(turn: CommitTurn, notes: dict[int, tuple[str, Any]], base: int) -> Committed:
     dropped = notes[-2][1] if -2 in notes else 0
     dropped += sum(
-        what == "missing" or what in TERMINAL for sub, (what, _) in notes.items() if sub >= 0
+        what == "missing" or what in TERMINAL for sub, (what, _) in notes.items() if sub >= base
     )
-    starts = tuple(_started(notes[2 * sub]) for sub in range(len(operation.starts)))
+    starts = tuple(_started(notes[base + 2 * sub]) for sub in range(len(turn.starts)))
     return Committed(starts, dropped)
 
 

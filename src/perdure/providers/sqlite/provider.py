@@ -131,6 +131,10 @@ class SqliteProvider:
 
     # Writing.
 
+    def reserve_key(self) -> int:
+        keys = self._writer.keys
+        return keys.popleft() if keys else 0
+
     def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
         self._check_open()
         return self._write.submit(lambda: self._writer.commit(batch))

@@ -52,3 +52,16 @@ def forget(connection: apsw.Connection, node_id: str) -> bool:
     )
     connection.execute("update activities set owner = null where owner = ?", (node_id,))
     return known
+
+
+def reserve_keys(connection: apsw.Connection, number: int) -> range:
+    """Take the next `number` keys of instances out of SQLite's own counter."""
+    connection.execute(
+        "insert into sqlite_sequence (name, seq) select 'instances', 0 "
+        "where not exists (select 1 from sqlite_sequence where name = 'instances')"
+    )
+    connection.execute(
+        "update sqlite_sequence set seq = seq + ? where name = 'instances'", (number,)
+    )
+    last: int = connection.execute("select seq from sqlite_sequence where name = 'instances'").get
+    return range(last - number + 1, last + 1)

@@ -93,25 +93,28 @@ insert into activities
 insert into timers (key, execution_id, event_id, fire_at_ms)
     values (new.key, new.execution_id, new.n, new.a);
 """,
-    # n sub, a instance id, b incarnation, c name, d version, e input, f nesting, g owner, h token
+    # key or none, n sub, a instance id, b incarnation, c name, d version, e input, f nesting,
+    # g owner, h token
     START: f"""
 insert into notes (op, sub, what, value)
     select new.op, new.n, 'taken', {HEX_INSTANCE}
     from instances as i join executions as e on e.key = i.key and e.execution_id = i.execution_id
     where i.instance_id = new.a;
 insert into instances
-    (instance_id, incarnation, name, version, status, execution_id, nesting, created_ms,
+    (key, instance_id, incarnation, name, version, status, execution_id, nesting, created_ms,
      owner, token, attempt, due_ms, mail, external)
-    select new.a, new.b, new.c, new.d, 'pending', 1, new.f, new.now,
+    select new.key, new.a, new.b, new.c, new.d, 'pending', 1, new.f, new.now,
         new.g, new.h, new.g is not null, new.now, 0, 0
     where not exists (select 1 from notes where op = new.op and sub = new.n);
 insert into notes (op, sub, what, value)
     select new.op, new.n, 'started', key from instances
-    where instance_id = new.a
+    where new.op >= 0 and instance_id = new.a
         and not exists (select 1 from notes where op = new.op and sub = new.n);
 insert into executions (key, execution_id, version, status, input, started_ms)
     select value, 1, new.d, 'pending', new.e, new.now from notes
-    where op = new.op and sub = new.n and what = 'started';
+    where op = new.op and sub = new.n and what = 'started'
+    union all
+    select new.key, 1, new.d, 'pending', new.e, new.now where new.op < 0;
 """,
     # n sub, a instance id, b incarnation, c execution id, d event id
     PARENT: """

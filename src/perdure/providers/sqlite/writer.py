@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,8 @@ from perdure.providers.sqlite.connection import Database
 from perdure.providers.sqlite.schema import migrate
 
 LOOK_AT_FILE_MS = 20
+KEYS = 4_000
+"""How many keys a node reserves at once."""
 
 
 class Writer:
@@ -50,6 +53,8 @@ class Writer:
         self._foreign = foreign
         self._probe = probe
         self._leases: dict[str, int] = {}
+        self.keys: deque[int] = deque()
+        """Keys of instances to come, which no other process can get."""
         self.renewed_ms: dict[str, int] = {}
         """When the lease of each node of this process was last renewed here."""
         self._connection = database.connect()
@@ -106,7 +111,8 @@ class Writer:
         values = parameters(ordered, quiet, now)
         rows = len(values) // WIDTH
         # A single statement is a transaction by itself.
-        explicit = claims or bool(renewals) or rows > ROWS_MAX
+        low = bool(self._leases) and len(self.keys) < KEYS // 2
+        explicit = claims or bool(renewals) or rows > ROWS_MAX or low
         if explicit:
             execute("begin immediate")
         elif self._probe is not None:
@@ -119,9 +125,11 @@ class Writer:
         if explicit:
             for node_id in renewals:
                 registry.renew(self._connection, node_id, now + self._leases[node_id])
+            reserved = registry.reserve_keys(self._connection, KEYS) if low else range(0)
             if self._probe is not None:
                 self._probe("before_commit")
             execute("commit")
+            self.keys.extend(reserved)
         if self._probe is not None:
             self._probe("after_commit")
         for node_id in renewals:
@@ -186,6 +194,8 @@ class Writer:
     def register(self, node_id: str, lease_ms: int) -> None:
         with self._transaction() as now:
             registry.register(self._connection, node_id, now, now + lease_ms)
+            reserved = registry.reserve_keys(self._connection, KEYS)
+        self.keys.extend(reserved)
         self._leases[node_id] = lease_ms
         self.renewed_ms[node_id] = now
 
