@@ -170,6 +170,8 @@ class Turns:
             resident.repeated = True
             self._reload(resident, deliveries)
         except TurnStuck as stuck:
+            # It may have been raised on the way into the first `leave`.
+            self._watchdog.leave()
             self.block(resident, Verdict("stuck", stuck.as_error()), deliveries, charge=True)
         except Exception as error:
             logger.exception("instance %s: the turn failed", resident.instance_id)
@@ -193,8 +195,6 @@ class Turns:
         return execution.step([delivery.item for delivery in deliveries], now_ms, started)
 
     def _commit(self, resident: Resident, turn: Turn, deliveries: list[Delivery]) -> None:
-        for reason, number in turn.dropped.items():
-            self._node.drop(reason, resident.instance_id, number)
         taken, kept = self._split(resident, turn, deliveries)
         node = self._node
         plan = Plan(resident, self._activities.reserve, node.owner_of)
@@ -208,6 +208,7 @@ class Turns:
             or operation.settle
             or operation.set_due
         ):
+            self._count_dropped(resident, turn)
             return
         resident.committing = operation
         done = partial(self._committed, resident, turn, deliveries, kept)
@@ -227,12 +228,12 @@ class Turns:
         taken, unread = deliveries[: turn.taken], deliveries[turn.taken :]
         if not isinstance(turn.ending, events.OrchestrationContinuedAsNew):
             # Used up all the same: the store would count them a second time.
-            self._node.drop("unread_at_end", resident.instance_id, len(unread))
+            turn.dropped["unread_at_end"] = len(unread)
             return deliveries, []
         kept = [delivery for delivery in unread if isinstance(delivery.item, _KEPT)]
         gone = [delivery for delivery in unread if not isinstance(delivery.item, _KEPT)]
         if gone:
-            self._node.drop("stale_execution", resident.instance_id, len(gone))
+            turn.dropped["stale_execution"] = len(gone) + turn.dropped.get("stale_execution", 0)
         return taken + gone, kept
 
     def _next_version(self, resident: Resident) -> Callable[[str | None], str]:
@@ -322,6 +323,7 @@ class Turns:
             self._settled(resident)
         if operation.set_due:
             resident.stored_due_ms = operation.due_ms
+        self._count_dropped(resident, turn)
         if outcome.dropped:
             self._node.drop("target_gone", resident.instance_id, outcome.dropped)
         for event_id in operation.timers_gone:
@@ -345,6 +347,11 @@ class Turns:
             # ones after each turn would cost more than the turns.
             self._evicting = True
             self._node.loop.call_soon(self._evict_surplus)
+
+    def _count_dropped(self, resident: Resident, turn: Turn) -> None:
+        # Once the turn is committed: one that is refused will come across the same messages again.
+        for reason, number in turn.dropped.items():
+            self._node.drop(reason, resident.instance_id, number)
 
     def _sent(self, operation: CommitTurn, outcome: Committed) -> None:
         news = bool(operation.sends)
@@ -387,6 +394,8 @@ class Turns:
         resident.version = next_execution.version
         resident.input = next_execution.input
         resident.pending = kept + resident.pending
+        # The first turn of the new execution is still to come; it is due by the mark in the store.
+        resident.unsettled = True
         history = [events.decode(next_execution.started)]
         if not self.start_execution(resident, history):
             self.release(resident)
@@ -431,8 +440,13 @@ class Turns:
                 resident.stored_due_ms if resident.unsettled else resident.next_due_ms(),
                 charge=charge,
             ),
-            lambda outcome: self._node.expect(outcome, "giving an instance back"),
+            self._released,
         )
+
+    def _released(self, outcome: Outcome | BaseException) -> None:
+        self._node.expect(outcome, "giving an instance back")
+        # A message may have come meanwhile, and nobody else here watches its timers any more.
+        self.news()
 
     def give_everything_back(self) -> None:
         """The node stops: nothing in memory is needed any more. What was claimed but never ran is
