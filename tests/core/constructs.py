@@ -138,6 +138,16 @@ async def as_completed_with_a_time_limit(ctx: OrchestrationContext) -> str:
     return "all of them"
 
 
+@gives([list(range(20)), list(range(20))])
+async def gathers_in_a_set() -> list[Any]:
+    gathers = [asyncio.gather(act(n), act(n)) for n in range(20)]
+    done, _ = await asyncio.wait(gathers)
+    return [
+        [gathers.index(future) for future in done],
+        [(await first)[0] for first in asyncio.as_completed(gathers)],
+    ]
+
+
 # Time limits.
 
 

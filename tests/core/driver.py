@@ -22,6 +22,9 @@ from perdure.marks import Orchestration
 START_MS = 1_700_000_000_000
 INCARNATION = "0123456789abcdef0123456789abcdef"
 
+WORLDS: list[World] = []
+"""Those of the test that runs, for conftest to close."""
+
 AnyOrchestration = Orchestration[..., Any]
 
 
@@ -95,6 +98,7 @@ class World:
 
     history: the current execution's, in the form in which it comes out of a store. earlier: the
     histories of the executions before it. now_ms: virtual time, moved by `fire` and by the test.
+    delivered: what was taken, and when. unread: what the last turn did not take.
     """
 
     def __init__(
@@ -121,8 +125,10 @@ class World:
         self.earlier: list[list[events.AnyEvent]] = []
         self.turns: list[Turn] = []
         self.delivered: list[tuple[int, work.AnyWorkItem]] = []
+        self.unread: Sequence[work.AnyWorkItem] = ()
         self.dropped: dict[str, int] = {}
         self.execution: Execution | None = None
+        WORLDS.append(self)
 
     # What can be seen.
 
@@ -186,8 +192,10 @@ class World:
             self.close()
         if self.execution is None:
             self.execution = self.replayed()
-        self.delivered.extend((self.now_ms, item) for item in items)
-        return self._took(self.execution.step(items, self.now_ms))
+        turn = self.execution.step(items, self.now_ms)
+        self.delivered.extend((self.now_ms, item) for item in items[: turn.taken])
+        self.unread = items[turn.taken :]
+        return self._took(turn)
 
     def _took(self, turn: Turn) -> Turn:
         self.turns.append(turn)

@@ -52,13 +52,13 @@ class World:
         self.clock = Clock()
         self.kind = kind
         self.path = folder / f"{kind}.db"
-        self._memory = MemoryStore(self.clock)
+        self.memory = MemoryStore(self.clock)
         self._opened: list[Provider] = []
 
     async def open(self) -> Provider:
         provider: Provider
         if self.kind == "memory":
-            provider = MemoryProvider(self._memory)
+            provider = MemoryProvider(self.memory)
         else:
             provider = SqliteProvider(self.path, now_ms=self.clock, lock_wait_ms=5_000)
         await provider.open()

@@ -51,8 +51,12 @@ WORK = st.sampled_from([frozenset({"pay", "ship"}), frozenset({"pay"}), frozense
 SMALL = st.integers(0, 3)
 BODIES = st.binary(max_size=3)
 FLAGS = st.booleans()
+FEW = st.sampled_from([0] * 9 + [1])
 WHEN = st.none() | st.integers(-20, 40)
 """A time, relative to the clock."""
+
+Made = Callable[["Side"], Operation]
+"""An operation for either side, whose tokens differ."""
 
 sends = st.builds(
     SendMessage,
@@ -80,22 +84,66 @@ def starts(draw: st.DrawFn) -> StartInstance:
     )
 
 
+@st.composite
+def first_turns(draw: st.DrawFn) -> Made:
+    """A start with a reserved key, and perhaps the instance's first turn in it."""
+    start = draw(starts().filter(lambda start: start.owner is not None))
+    events = tuple(draw(st.lists(BODIES, max_size=3)))
+    fields: dict[str, Any] = {
+        "mail_seen": draw(SMALL),
+        "activities": draw(st.sampled_from([(), (NewActivity(2, "pay", b"in", True),)])),
+        "timers": draw(st.sampled_from([(), (NewTimer(3, 7),)])),
+        "starts": tuple(draw(st.lists(starts(), max_size=2))),
+        "sends": tuple(draw(st.lists(sends, max_size=2))),
+        "version": draw(st.sampled_from([None, "1"])),
+        "settle": draw(FLAGS),
+        "set_due": draw(FLAGS),
+        "ending": draw(st.sampled_from([None] * 5 + [Ending("completed", b"out")])),
+        "release": draw(st.sampled_from([False] * 3 + [True])),
+    }
+    carries = draw(st.sampled_from([True, True, False]))
+
+    def make(side: Side) -> StartInstance:
+        key, owner, token = side.reserve_key(), start.owner, start.token
+        assert owner is not None
+        assert token is not None
+        turn = CommitTurn(key, token, owner, 1, 1, events, **fields) if carries else None
+        return msgspec.structs.replace(start, key=key, turn=turn)
+
+    return make
+
+
 class Side:
     """One provider, and what it handed out so far; the same places on both sides are the same."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.world = World(kind, folder)
         self.acquired: list[tuple[int, str, int]] = []
-        self.claims: list[ActivityClaim] = []
+        self.claims: list[tuple[str, ActivityClaim]] = []
         self.provider: Provider
+        self._reserved = 0
+
+    def live(self) -> list[int]:
+        """The places of acquisitions whose tokens are good; in memory only."""
+        instances = self.world.memory.instances
+        return [
+            place
+            for place, (key, token, execution_id) in enumerate(self.acquired)
+            if (instances[key].token, instances[key].execution_id) == (token, execution_id)
+        ]
+
+    def reserve_key(self) -> int:
+        # In memory the first keys were taken out for this, see `compare`.
+        self._reserved += 1
+        return self._reserved if self.world.kind == "memory" else self.provider.reserve_key()
 
     def note(self, batch: list[Operation], outcomes: list[Outcome]) -> None:
         for operation, outcome in zip(batch, outcomes, strict=True):
             match operation, outcome:
                 case _, Claimed(instances):
                     self.acquired += [(of.key, of.token, of.execution_id) for of in instances]
-                case _, ClaimedActivities(activities, _):
-                    self.claims += activities
+                case ClaimActivities(node_id), ClaimedActivities(activities, _):
+                    self.claims += [(node_id, claim) for claim in activities]
                 case StartInstance(token=str(token)), Started(key):
                     self.acquired.append((key, token, 1))
                 case CommitTurn(key=key, token=token, next=NextExecution(number)), Committed():
@@ -104,19 +152,16 @@ class Side:
                     pass
 
 
-def latest(known: int) -> st.SearchStrategy[int]:
-    """A place in a list, rather near its end."""
-    return st.sampled_from([*range(known), *[known - 1] * known])
-
-
-Made = Callable[[Side], Operation]
-"""An operation for either side, whose tokens differ."""
+def one_of(places: list[int], known: int) -> st.SearchStrategy[int]:
+    """One of these places of a list, or now and then any other."""
+    anywhere = st.integers(0, known - 1)
+    return st.one_of([st.sampled_from(places)] * 4 + [anywhere]) if places else anywhere
 
 
 @st.composite
-def turns(draw: st.DrawFn, known: int, first: Any, now: int) -> Made:
-    place = draw(latest(known))
-    execution = draw(st.sampled_from([0] * 9 + [1]))
+def turns(draw: st.DrawFn, of: Side, first: Any, now: int) -> Made:
+    place = draw(one_of(of.live(), len(of.acquired)))
+    execution = draw(FEW)
     events = tuple(draw(st.lists(BODIES, max_size=4)))
     fields: dict[str, Any] = {
         "node_id": draw(NODES),
@@ -168,8 +213,8 @@ def turns(draw: st.DrawFn, known: int, first: Any, now: int) -> Made:
 
 
 @st.composite
-def releases(draw: st.DrawFn, known: int, now: int) -> Made:
-    place = draw(latest(known))
+def releases(draw: st.DrawFn, of: Side, now: int) -> Made:
+    place = draw(one_of(of.live(), len(of.acquired)))
     blocked = draw(st.none() | st.just("poison"))
     values: tuple[Any, ...] = (
         draw(SMALL),
@@ -184,12 +229,12 @@ def releases(draw: st.DrawFn, known: int, now: int) -> Made:
 
 @st.composite
 def activity_ends(draw: st.DrawFn, known: int) -> Made:
-    place, body, give_back = draw(latest(known)), draw(BODIES), draw(FLAGS)
-    node, more = draw(NODES), draw(st.sampled_from([0, 0, 0, 1]))
+    place, body, give_back = draw(st.integers(0, known - 1)), draw(BODIES), draw(FLAGS)
+    other, more = draw(st.sampled_from([None] * 5 + ["n-1", "n-2"])), draw(FEW)
 
     def make(side: Side) -> Operation:
-        of = side.claims[place]
-        claim = of.key, of.execution_id, of.event_id, node, of.attempt + more
+        node, of = side.claims[place]
+        claim = of.key, of.execution_id, of.event_id, other or node, of.attempt + more
         return ReleaseActivity(*claim) if give_back else CompleteActivity(*claim, body)
 
     return make
@@ -201,7 +246,7 @@ def _at(relative: int | None, now: int) -> int | None:
 
 def operations(side: Side, first: Any) -> st.SearchStrategy[Made]:
     now = side.world.clock.now
-    keys = st.lists(st.integers(1, 5), max_size=3).map(tuple)
+    keys = st.lists(st.sampled_from([1, 2, 2 * KEYS + 1, 2 * KEYS + 2]), max_size=3).map(tuple)
     plain: list[st.SearchStrategy[Any]] = [
         starts(),
         sends,
@@ -211,9 +256,10 @@ def operations(side: Side, first: Any) -> st.SearchStrategy[Made]:
         st.builds(ClaimActivities, NODES, WORK, SMALL, FLAGS),
     ]
     kinds = [each.map(lambda operation: lambda _: operation) for each in plain]
+    kinds.append(first_turns())
     if side.acquired:
-        kinds += [turns(len(side.acquired), first, now)] * 3
-        kinds.append(releases(len(side.acquired), now))
+        kinds += [turns(side, first, now)] * 3
+        kinds.append(releases(side, now))
     if side.claims:
         kinds += [activity_ends(len(side.claims))] * 2
     return st.one_of(kinds)
@@ -260,6 +306,20 @@ async def visible(provider: Provider) -> Any:
     )
 
 
+def opening(instance_id: str) -> Made:
+    """An instance that n-1 holds and that waits for an activity of each kind."""
+
+    def make(side: Side) -> StartInstance:
+        key, token = side.reserve_key(), f"token of {instance_id}"
+        items = NewActivity(1, "pay", b"in", claimed=True), NewActivity(2, "ship", b"in", False)
+        turn = CommitTurn(key, token, "n-1", 1, 1, (b"1", b"2"), 0, activities=items, set_due=True)
+        return StartInstance(
+            instance_id, "1", "x", "1", b"in", owner="n-1", token=token, key=key, turn=turn
+        )
+
+    return make
+
+
 async def compare(data: st.DataObject, folder: Path) -> None:
     sides = [Side(kind, folder) for kind in ("memory", "sqlite")]
     memory, sqlite = sides
@@ -270,10 +330,9 @@ async def compare(data: st.DataObject, folder: Path) -> None:
     # The nodes of SQLite have taken the first keys out; from here on both number alike.
     for _ in range(2 * KEYS):
         memory.provider.reserve_key()
+    makers: list[Made] = [opening(instance_id) for instance_id in ("a", "b", "c")]
     try:
-        for _ in range(data.draw(st.integers(1, 12))):
-            first = await next_event_ids(memory.provider)
-            makers = data.draw(st.lists(operations(memory, first), min_size=1, max_size=5))
+        for _ in range(data.draw(st.integers(2, 12))):
             batches = [[make(side) for make in makers] for side in sides]
             outcomes = [await committed(*each) for each in zip(sides, batches, strict=True)]
             assert outcomes[0] == outcomes[1], batches[0]
@@ -284,6 +343,8 @@ async def compare(data: st.DataObject, folder: Path) -> None:
                     await side.provider.release_node(freed)
                 side.world.clock.advance(advance)
             assert await visible(memory.provider) == await visible(sqlite.provider), batches[0]
+            first = await next_event_ids(memory.provider)
+            makers = data.draw(st.lists(operations(memory, first), min_size=1, max_size=6))
     finally:
         for side in sides:
             await side.world.close()

@@ -181,7 +181,6 @@ STIMULI = (
     ExternalEvent,
     SubOrchestrationCompleted,
     SubOrchestrationFailed,
-    ParentLinked,
 )
 ENDINGS = (
     OrchestrationCompleted,

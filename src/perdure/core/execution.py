@@ -261,7 +261,7 @@ class Execution:
             self._returned(result)
 
     def _returned(self, result: Any) -> None:
-        if self.journal.closed:
+        if self._is_over():
             return
         codec = self._orchestration.signature.result
         try:
@@ -274,8 +274,12 @@ class Execution:
             functools.partial(same_value, codec),
         )
 
+    def _is_over(self) -> bool:
+        # An execution that nobody closed may come to its end in the garbage collector.
+        return self.journal.closed or not self._loop.is_running()
+
     def _raised(self, error: BaseException) -> None:
-        if self.journal.closed:
+        if self._is_over():
             return
         if isinstance(error, TurnAborted) or (_is_innocent(error) and not self._repeated):
             self.interrupt(error)
@@ -416,11 +420,15 @@ class Execution:
         """asyncio's note of an exception that nobody retrieves: logged once, not at replay."""
         journal = self.journal
         error = context.get("exception")
-        if journal.closed or journal.replaying or isinstance(error, ExecutionClosed):
+        if journal.closed or journal.replaying or isinstance(error, _OF_NO_INTEREST):
             return
         logger.error(
             "instance %s: %s", self.info.instance_id, context.get("message", ""), exc_info=error
         )
+
+
+# A cancelled gather has the one as its exception, not as its state.
+_OF_NO_INTEREST = (asyncio.CancelledError, ExecutionClosed)
 
 
 def _is_innocent(error: BaseException) -> bool:

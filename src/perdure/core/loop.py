@@ -256,6 +256,21 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """Nothing to do: async generators end with their execution."""
 
 
+def _gathering_hash(gathering: Any) -> int:
+    loop = gathering.get_loop()
+    if not isinstance(loop, DeterministicLoop):
+        return object.__hash__(gathering)
+    number: int | None = getattr(gathering, "_number", None)
+    if number is None:
+        number = gathering._number = loop.next_number()
+    return number
+
+
+# asyncio.gather makes its future itself, not through the loop. In a set, as asyncio.wait and
+# as_completed keep them, it must have its place like all others; elsewhere nothing changes.
+vars(asyncio.tasks)["_GatheringFuture"].__hash__ = _gathering_hash
+
+
 def _ignore_asyncgen(generator: Any) -> None:
     """Nothing to do: generators are closed by the unwinding of the execution."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,7 @@ ATTEMPTS = 100
 """Awaits that one coroutine may make while it ends, before it counts as refusing to."""
 UNWOUND_MAX = 100_000
 
-_parked: list[object] = []
-"""Coroutines that refused to end. Kept for ever, so that nothing finalises them later."""
+_parked = 0
 
 _hooks = vars(warnings)
 _WARN_UNAWAITED = "_warn_unawaited_coroutine"
@@ -24,7 +24,7 @@ _warn_unawaited = _hooks.get(_WARN_UNAWAITED)
 
 def parked() -> int:
     """How many coroutines of this process refused to end when their execution was thrown away."""
-    return len(_parked)
+    return _parked
 
 
 def unwind(loop: DeterministicLoop, context: contextvars.Context) -> int:
@@ -52,7 +52,9 @@ def unwind(loop: DeterministicLoop, context: contextvars.Context) -> int:
             else:
                 break
     finally:
-        _parked.extend([*loop.tasks, *loop.asyncgens.values()])
+        for subject in (*loop.tasks, *loop.asyncgens.values()):
+            _park(subject)
+            stubborn += 1
         loop.clear()
         if _warn_unawaited is not None:
             _hooks[_WARN_UNAWAITED] = _warn_unawaited
@@ -66,22 +68,29 @@ def _ended(context: contextvars.Context, coroutine: Any) -> bool:
     for _ in range(ATTEMPTS):
         if _leaves(context, coroutine.throw, ExecutionClosed()):
             return True
-    _parked.append(coroutine)
+    _park(coroutine)
     return False
 
 
 def _ended_generator(context: contextvars.Context, generator: Any) -> bool:
+    closing = generator.aclose()
+    left = _leaves(context, closing.send, None)
     for _ in range(ATTEMPTS):
-        if generator.ag_frame is None:
-            return True
-        closing = generator.aclose()
-        left = _leaves(context, closing.send, None)
-        for _ in range(ATTEMPTS):
-            if left:
-                break
-            left = _leaves(context, closing.throw, ExecutionClosed())
-    _parked.append(generator)
+        if left:
+            break
+        left = _leaves(context, closing.throw, ExecutionClosed())
+    # One that yields once more while it is closed cannot be closed a second time.
+    if generator.ag_frame is None:
+        return True
+    _park(generator)
     return False
+
+
+def _park(subject: object) -> None:
+    global _parked
+    _parked += 1
+    # Never given back, so that nothing finalises it, not even the end of the interpreter.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(subject))
 
 
 def _leaves(context: contextvars.Context, go_on: Callable[[Any], object], value: object) -> bool:

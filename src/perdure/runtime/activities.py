@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 
 from perdure.core import events, failures, work
-from perdure.limits import CLAIMS_MAX
+from perdure.limits import CLAIMS_MAX, CLAIMS_SHARED_MAX
 from perdure.marks import Activity
 from perdure.providers.contract import (
     ActivityClaim,
@@ -32,20 +31,23 @@ from perdure.runtime.guard import guarded
 from perdure.runtime.lanes import Lane, Lanes
 from perdure.runtime.node import Node
 from perdure.runtime.residents import Delivery, Resident
+from perdure.runtime.threads import Threads
 
 Finished = work.ActivityCompleted | work.ActivityFailed
 Key = tuple[int, int, int]
 """key, execution id and event id of an activity."""
 
 STOP_GRACE_S = 1.0
+DRAIN_S = 10.0
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Running:
-    """One attempt of one activity on this node."""
+    """One attempt of one activity on this node. when_alone: it has yet to start, with this input,
+    when the others have finished, or at the latest by this timer."""
 
-    __slots__ = ("attempt", "context", "event_id", "execution_id", "key", "task")
+    __slots__ = ("attempt", "context", "event_id", "execution_id", "key", "task", "when_alone")
 
     def __init__(self, key: int, context: ActivityContext, event_id: int) -> None:
         self.key = key
@@ -54,6 +56,7 @@ class Running:
         self.attempt = context.attempt
         self.context = context
         self.task: asyncio.Future[Any] | None = None
+        self.when_alone: tuple[asyncio.TimerHandle, bytes] | None = None
 
     @property
     def id(self) -> Key:
@@ -70,8 +73,10 @@ class Activities:
         self._node = node
         self._running: dict[Key, Running] = {}
         self.lanes = Lanes(node.registry, node.options)
-        self._alone = False
-        self._threads: ThreadPoolExecutor | None = None
+        self._alone: Running | None = None
+        self._threads: Threads | None = None
+        # Activities start from callbacks that may run in the context of another one.
+        self._surroundings = contextvars.copy_context()
 
     def reserve(self, name: str) -> bool:
         """Take a slot for an activity that is about to be inserted; see Lane.reserve."""
@@ -79,6 +84,12 @@ class Activities:
         if lane is None or self._alone or self._node.stopping:
             return False
         return lane.reserve()
+
+    def not_inserted(self, activities: Iterable[NewActivity]) -> None:
+        """Free the slots of activities that were to be inserted claimed, and are not."""
+        self.lanes.give_back(activities)
+        for lane in self.lanes.all:
+            self._claim(lane)
 
     # Starting.
 
@@ -102,10 +113,17 @@ class Activities:
             activity.input,
         )
 
+    def queued(self, activity: NewActivity) -> None:
+        """An activity has been inserted unclaimed."""
+        lane = self.lanes.find(activity.name)
+        if lane is not None:
+            lane.backlog = True
+            self._claim(lane)
+
     def found_waiting(self) -> None:
         """The store has unclaimed activities that this node could run."""
         for lane in self.lanes.all:
-            lane.backlog = bool(lane.names)
+            lane.backlog = lane.surveyed = bool(lane.names)
             self._claim(lane)
 
     def _claim(self, lane: Lane) -> None:
@@ -123,36 +141,38 @@ class Activities:
         if not isinstance(outcome, ClaimedActivities):
             self._node.expect(outcome, "claiming activities")
             return
-        if not outcome.activities and not outcome.more:
-            self._claim_alone(lane)
-            return
         lane.backlog = outcome.more
         for claim in outcome.activities:
             lane.taken += 1
             self._start_claimed(claim)
-        self._claim(lane)
+        if outcome.activities or outcome.more:
+            self._claim(lane)
+        elif lane.surveyed:
+            lane.surveyed = False
+            self._claim_alone(lane)
 
     def _claim_alone(self, lane: Lane) -> None:
-        """What is left, if anything, has brought a node down before: it runs alone."""
+        """What a survey has seen and nobody may claim so has brought a node down before."""
         node = self._node
-        lane.backlog = False
-        if self._running or self._alone or node.stopping:
-            # Looked at again with a later survey.
+        if lane.claiming or self._alone or node.stopping:
             return
-        self._alone = True
+        lane.claiming = True
         operation = ClaimActivities(node.node_id, lane.names, 1, alone=True)
         node.committer.submit(operation, lambda outcome: self._claimed_alone(lane, outcome))
 
     def _claimed_alone(self, lane: Lane, outcome: Outcome | BaseException) -> None:
-        if isinstance(outcome, ClaimedActivities) and outcome.activities:
-            lane.backlog = True
-            lane.taken += 1
-            self._start_claimed(outcome.activities[0])
-        else:
-            self._alone = False
+        lane.claiming = False
+        if not isinstance(outcome, ClaimedActivities):
             self._node.expect(outcome, "claiming an activity")
+        for claim in outcome.activities if isinstance(outcome, ClaimedActivities) else ():
+            lane.taken += 1
+            self._start_claimed(claim)
 
     def _start_claimed(self, claim: ActivityClaim) -> None:
+        if self._node.stopping:
+            self.lanes.of(claim.name).taken -= 1
+            self._release(claim.key, claim.execution_id, claim.event_id, claim.attempt)
+            return
         resident = self._node.residents.get(claim.key)
         if resident is not None and resident.execution_id == claim.execution_id:
             resident.local.add(claim.event_id)
@@ -168,31 +188,54 @@ class Activities:
             running = Running(claim.key, context, claim.event_id)
             self._running[running.id] = running
             self._finished(running, _poisoned(context))
+        elif claim.attempt > CLAIMS_SHARED_MAX:
+            self._start_alone(Running(claim.key, context, claim.event_id), claim.input)
+        else:
+            self._start(claim.key, context, claim.input)
+
+    def _start_alone(self, running: Running, payload: bytes) -> None:
+        """Start it when the others have finished; nothing new starts beside it. Those that have
+        run for DRAIN_S by then are not waited for: they have shown that they do no harm."""
+        self._alone = self._running[running.id] = running
+        started = self._node.loop.call_later(DRAIN_S, self._begin, running, payload)
+        running.when_alone = started, payload
+        self._look_whether_alone()
+
+    def _look_whether_alone(self) -> None:
+        alone = self._alone
+        if alone is None or alone.when_alone is None:
             return
-        self._start(claim.key, context, claim.input)
+        if sum(lane.taken for lane in self.lanes.all) == 1:
+            started, payload = alone.when_alone
+            started.cancel()
+            self._begin(alone, payload)
 
     def _start(self, key: int, context: ActivityContext, payload: bytes) -> None:
         running = Running(key, context, context.event_id)
         self._running[running.id] = running
+        self._begin(running, payload)
+
+    def _begin(self, running: Running, payload: bytes) -> None:
+        running.when_alone = None
+        context = running.context
         activity = self._node.registry.activities[context.activity_name]
         loop = self._node.loop
+        # A context of its own: what an activity sets must not reach the next one.
+        surroundings = self._surroundings.copy()
         if activity.is_async:
-            # A context of its own: what an activity sets must not reach the next one.
-            surroundings = contextvars.copy_context()
             running.task = loop.create_task(
                 self._run(running, activity, payload), context=surroundings
             )
         else:
-            surroundings = contextvars.copy_context()
             thread = loop.run_in_executor(
                 self._pool(), surroundings.run, _run_in_thread, context, activity, payload
             )
             thread.add_done_callback(lambda future: self._thread_done(running, future))
             running.task = thread
 
-    def _pool(self) -> ThreadPoolExecutor:
+    def _pool(self) -> Threads:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._node.options.max_threads, "perdure-activity")
+            self._threads = Threads("perdure-activity")
         return self._threads
 
     # Running and finishing.
@@ -239,9 +282,11 @@ class Activities:
         self._running.pop(running.id, None)
         lane = self.lanes.of(running.context.activity_name)
         lane.taken -= 1
-        if self._alone:
-            self._alone = False
+        if running is self._alone:
+            self._alone = None
             self.found_waiting()
+        else:
+            self._look_whether_alone()
 
     def _complete(self, key: int, attempt: int, item: Finished) -> None:
         node = self._node
@@ -290,13 +335,15 @@ class Activities:
         await self._wait(timeout_s)
         for running in list(self._running.values()):
             running.context.abandon()
+            if running.when_alone is not None:
+                running.when_alone[0].cancel()
             if running.task is not None:
                 running.task.cancel()
         await self._wait(STOP_GRACE_S)
         for running in list(self._running.values()):
             self._abandoned(running)
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.close()
 
     async def _wait(self, timeout_s: float) -> None:
         tasks = [running.task for running in self._running.values() if running.task is not None]

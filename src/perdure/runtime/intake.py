@@ -29,6 +29,7 @@ CLAIM_LIMIT = 500
 REAP_S = 1.0
 RETRY_S = 0.5
 UNRUNNABLE_S = 30.0
+ORPHANS_S = 0.05
 IDLE_POLL_S = 5.0
 """A survey at least this often, should every hint have been missed."""
 
@@ -68,6 +69,9 @@ class Intake:
         self._news.set()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if self._node.stopping:
+            coroutine.close()
+            return
         task = self._node.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -104,19 +108,23 @@ class Intake:
         survey = await node.provider.survey(
             node.node_id, node.registry.capabilities, frozenset(node.registry.activities)
         )
+        wake_s = IDLE_POLL_S
         for mail in survey.mail:
             resident = node.residents.get(mail.key)
-            if resident is not None and resident.receive(mail.mail, mail.external, mail.messages):
+            if resident is None:
+                # Ours by the store, but being given back or not yet adopted: look again.
+                wake_s = ORPHANS_S
+            elif resident.receive(mail.mail, mail.external, mail.messages):
                 self._turns.ready(resident)
         if survey.activities:
             self._activities.found_waiting()
         due_ms = survey.instances_due_ms
-        if due_ms is None:
-            self._wake_in(IDLE_POLL_S)
-        elif due_ms <= node.provider.now_ms():
-            self._claim()
-        else:
-            self._wake_in(min(IDLE_POLL_S, (due_ms - node.provider.now_ms()) / 1000))
+        if due_ms is not None:
+            now_ms = node.provider.now_ms()
+            if due_ms <= now_ms:
+                self._claim()
+            wake_s = min(wake_s, max(due_ms - now_ms, 0) / 1000 or wake_s)
+        self._wake_in(wake_s)
 
     def _wake_in(self, delay_s: float) -> None:
         if self._due is not None:
@@ -148,6 +156,10 @@ class Intake:
                 self._claim(alone=True)
             return
         residents = [self._resident(acquired) for acquired in outcome.instances]
+        if self._node.stopping:
+            for resident in residents:
+                self._turns.release(resident)
+            return
         if alone and residents[0].attempt <= CLAIMS_MAX:
             self._node.alone = residents[0]
         self._load_soon([resident for resident in residents if not self._poisoned(resident)])

@@ -12,9 +12,10 @@ from perdure.runtime.options import Options
 class Lane:
     """slots: how many of these activities run at once. taken: slots in use, by running activities
     and by those that start when their turn is committed. backlog: an older one is known to wait in
-    the queue. claiming: a claim is under way."""
+    the queue. claiming: a claim is under way. surveyed: a survey has seen something in the queue
+    that no claim has taken since."""
 
-    __slots__ = ("backlog", "claiming", "names", "slots", "taken")
+    __slots__ = ("backlog", "claiming", "names", "slots", "surveyed", "taken")
 
     def __init__(self, names: frozenset[str], slots: int) -> None:
         self.names = names
@@ -22,6 +23,7 @@ class Lane:
         self.taken = 0
         self.backlog = False
         self.claiming = False
+        self.surveyed = False
 
     def reserve(self) -> bool:
         """Take a slot for an activity that is about to be inserted, if it may run here at once.

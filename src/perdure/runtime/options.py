@@ -16,7 +16,7 @@ class Options:
 
     max_activities: int = 1_000
     max_threads: int = 32
-    max_residents: int = 5_000
+    max_residents: int = 2_000
     lease_s: float = 10.0
     turn_timeout_s: float = 10.0
 

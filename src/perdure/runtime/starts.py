@@ -57,7 +57,7 @@ class Starts:
         done(outcome)
         if not isinstance(outcome, Started):
             if start.turn is not None:
-                self._activities.lanes.give_back(start.turn.activities)
+                self._activities.not_inserted(start.turn.activities)
             self._turns.discard(resident)
         elif turn is None or start.turn is None or outcome.committed is None:
             self._turns.adopt(start, outcome.key)

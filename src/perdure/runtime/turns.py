@@ -263,6 +263,7 @@ class Turns:
                 if self._watchdog.leave():
                     raise TurnStuck
         except (TurnRefused, TurnInterrupted, TurnStuck):
+            self._watchdog.leave()
             self.discard(resident)
             return None
         return turn, self._plan(resident, turn, [])
@@ -292,13 +293,12 @@ class Turns:
         operation, resident.committing = resident.committing, None
         assert operation is not None
         if resident.released:
-            # Given up meanwhile: the node stops. What it claimed goes back with the node.
-            self._activities.lanes.give_back(operation.activities)
+            self._committed_late(resident, operation, deliveries, outcome)
             return
         if isinstance(outcome, Committed):
             self._applied(resident, operation, turn, kept, outcome)
             return
-        self._activities.lanes.give_back(operation.activities)
+        self._activities.not_inserted(operation.activities)
         if isinstance(outcome, Refused):
             self._node.counters[f"refused_{outcome.reason}"] += 1
             if outcome.reason == "behind":
@@ -310,6 +310,22 @@ class Turns:
         else:
             assert isinstance(outcome, BaseException)
             self.block(resident, Verdict("internal", internal(outcome)), deliveries, charge=True)
+
+    def _committed_late(
+        self,
+        resident: Resident,
+        operation: CommitTurn,
+        deliveries: list[Delivery],
+        outcome: Outcome | BaseException,
+    ) -> None:
+        """The resident was given up meanwhile, since the node stops: give up what came of it."""
+        if isinstance(outcome, Committed):
+            for activity in operation.activities:
+                if activity.claimed:
+                    self._activities.launch(resident, activity)
+        else:
+            self._activities.not_inserted(operation.activities)
+            self._store_local(resident, deliveries)
 
     def _applied(
         self,
@@ -333,6 +349,8 @@ class Turns:
         for activity in operation.activities:
             if activity.claimed:
                 self._activities.launch(resident, activity)
+            else:
+                self._activities.queued(activity)
         for timer in operation.timers:
             self.timers.add(resident, timer.event_id, timer.fire_at_ms)
         if operation.starts or operation.sends:
@@ -423,22 +441,22 @@ class Turns:
         self._close(resident, resident.execution)
         resident.execution = None
         resident.timers.clear()
-        for delivery in deliveries + resident.pending:
-            if delivery.local:
-                self._activities.store(resident.key, delivery)
+        self._store_local(resident, deliveries + resident.pending)
         resident.pending = []
         self.leave_alone(resident)
 
+    def _store_local(self, resident: Resident, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            if delivery.local:
+                self._activities.store(resident.key, delivery)
+
     def release(self, resident: Resident, charge: bool = False) -> None:
         """Give an idle resident back; its parked instance is free for any node."""
+        due_ms = resident.stored_due_ms if resident.unsettled else resident.next_due_ms()
         self.forget(resident, [])
         self._node.committer.submit(
             ReleaseInstance(
-                resident.key,
-                resident.token,
-                resident.mail,
-                resident.stored_due_ms if resident.unsettled else resident.next_due_ms(),
-                charge=charge,
+                resident.key, resident.token, resident.mail, due_ms, charge=charge
             ),
             self._released,
         )
@@ -499,7 +517,14 @@ class Turns:
     def _close(self, resident: Resident, execution: Execution | None) -> None:
         if execution is None:
             return
-        stubborn = execution.close()
+        # Cleanup code of the user runs in there, and may block as a turn may.
+        self._watchdog.enter(resident.instance_id)
+        try:
+            stubborn = execution.close()
+        except TurnStuck:
+            stubborn = 1
+        finally:
+            self._watchdog.leave()
         if stubborn:
             self._node.counters["parked_coroutines"] += stubborn
             logger.error(

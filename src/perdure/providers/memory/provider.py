@@ -155,7 +155,7 @@ class MemoryProvider:
             runnable = (i.due_ms for i in self._store.ready() if is_runnable(i, capabilities))
             return Survey(
                 mail=tuple(
-                    Mail(i.key, i.mail, i.external, tuple(i.inbox.values()))
+                    Mail(i.key, i.mail, i.external, i.messages())
                     for _, _, i in sorted(held, key=lambda item: item[:2])
                 ),
                 instances_due_ms=next(runnable, None),

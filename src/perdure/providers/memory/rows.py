@@ -75,6 +75,10 @@ class Instance:
     activities: dict[tuple[int, int], Activity] = field(default_factory=dict)
     timers: dict[tuple[int, int], int] = field(default_factory=dict)
 
+    def messages(self) -> tuple[Message, ...]:
+        """The inbox, oldest first (which it is not by itself after a batch was undone)."""
+        return tuple(message for _, message in sorted(self.inbox.items()))
+
     def row(self) -> InstanceRow:
         current = self.executions[self.execution_id]
         return InstanceRow(

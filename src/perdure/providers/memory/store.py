@@ -66,7 +66,7 @@ class MemoryStore:
     def apply(self, batch: Sequence[Operation]) -> list[Outcome]:
         """All of the batch, or nothing if a value is not acceptable (ProviderError)."""
         self._undo.clear()
-        last_seq = self._last_seq
+        last_key, last_seq = self._last_key, self._last_seq
         outcomes: dict[int, Outcome] = {}
         try:
             for operation in batch:
@@ -77,7 +77,7 @@ class MemoryStore:
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
             while self._undo:
                 self._undo.pop()()
-            self._last_seq = last_seq
+            self._last_key, self._last_seq = last_key, last_seq
             raise ProviderError(f"a value in the batch cannot be stored: {error}") from error
         return [outcomes[place] for place in range(len(batch))]
 
@@ -196,6 +196,10 @@ class MemoryStore:
         return dropped
 
     def reserve_key(self) -> int:
+        with self.lock:
+            return self._next_key()
+
+    def _next_key(self) -> int:
         self._last_key += 1
         return self._last_key
 
@@ -211,7 +215,7 @@ class MemoryStore:
             raise ValueError("owner and token must be given together")
         now = self.now_ms()
         instance = Instance(
-            key=start.key or self.reserve_key(),
+            key=start.key or self._next_key(),
             instance_id=start.instance_id,
             incarnation=start.incarnation,
             name=start.name,
@@ -406,7 +410,7 @@ def _acquired(instance: Instance) -> Acquired:
         nesting=instance.nesting,
         mail=instance.mail,
         external=instance.external,
-        messages=tuple(instance.inbox.values()),
+        messages=instance.messages(),
         timers=tuple(
             NewTimer(event_id, fire_at_ms)
             for (_, event_id), fire_at_ms in sorted(instance.timers.items())
