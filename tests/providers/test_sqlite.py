@@ -156,7 +156,7 @@ async def test_a_file_deleted_or_replaced_in_use_is_not_written_any_more(
     store: World, replace: bool
 ) -> None:
     provider = await store.open()
-    await start(provider)
+    await provider.register_node("n-1", LEASE_MS)
     store.path.unlink()
     if replace:
         store.path.write_bytes(b"")
@@ -164,8 +164,31 @@ async def test_a_file_deleted_or_replaced_in_use_is_not_written_any_more(
 
     with pytest.raises(ProviderError, match="deleted or replaced"):
         await start(provider, "i-2")
+    with pytest.raises(ProviderError):
+        provider.beat("n-1")
     assert store.path.exists() == replace
     assert not replace or store.path.read_bytes() == b""
+
+
+async def test_an_answer_too_big_for_one_value_comes_row_by_row(
+    store: World, connections: list[apsw.Connection]
+) -> None:
+    provider = await store.open()
+    for connection in connections:
+        connection.limit(apsw.SQLITE_LIMIT_LENGTH, 40_000)
+    payloads = [bytes([n]) * 15_000 for n in range(4)]
+    await provider.commit([new(f"i-{n}", input=payload) for n, payload in enumerate(payloads)])
+    await provider.commit([note("i-0", payload) for payload in payloads])
+
+    taken = await claim(provider)
+    assert [of.input for of in taken] == payloads
+    assert [message.body for message in taken[0].messages] == payloads
+
+    await one(provider, turn(taken[0], *payloads))
+    assert await provider.read_history("i-0") == payloads
+    assert await provider.histories([(taken[0].key, 1)]) == [payloads]
+    rows = await provider.get_instances([of.instance_id for of in taken])
+    assert sorted(instance.input for instance in rows.values()) == payloads
 
 
 async def test_a_held_write_lock_is_waited_for_and_then_reported(store: World) -> None:

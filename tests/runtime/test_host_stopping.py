@@ -24,7 +24,7 @@ from perdure import (
 )
 from perdure.errors import StoreUnavailable
 from perdure.providers.contract import Operation, SendMessage
-from perdure.runtime import watchdog
+from perdure.runtime import intake, watchdog
 
 GATES: dict[str, Gate] = {}
 TRIES: list[tuple[str, int]] = []
@@ -175,7 +175,10 @@ async def test_an_outage_of_the_store_is_waited_out(
     assert "available again" in caplog.text
 
 
-async def test_reads_that_fail_for_a_while_stop_nothing(world: World) -> None:
+async def test_reads_that_fail_for_a_while_stop_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "RETRY_S", 0.01)
     provider = world.provider()
     generator = random.Random(6)
     failures = 0

@@ -14,7 +14,13 @@ from perdure.client.models import ExecutionInfo, Instance, execution_of, instanc
 from perdure.codec import ANY, NULL, Codec, codec_for
 from perdure.core import events, work
 from perdure.core.futures import DurableFuture
-from perdure.errors import InstanceAlreadyExists, InstanceNotFound, InstanceTerminal, StoreClosed
+from perdure.errors import (
+    InstanceAlreadyExists,
+    InstanceNotFound,
+    InstanceTerminal,
+    InvalidName,
+    StoreClosed,
+)
 from perdure.marks import Orchestration
 from perdure.names import check_instance_id, check_name, check_version
 from perdure.providers.committer import Committer, Done
@@ -178,6 +184,8 @@ class Client:
         Its cleanup code runs and may await more; a second request has no further effect. Raises
         InstanceNotFound, InstanceTerminal.
         """
+        if not isinstance(reason, str):
+            raise TypeError(f"a reason is a text, not {type(reason).__name__}: {reason!r}")
         ANY.encode(reason)
         await self._send(instance_id, work.CancelInstance(reason))
 
@@ -261,6 +269,7 @@ class Client:
 
     async def _row(self, instance_id: str) -> InstanceRow:
         self._check_open()
+        _check_addressable(instance_id)
         rows = await self._provider.get_instances([instance_id])
         if instance_id not in rows:
             raise _not_found(instance_id)
@@ -314,6 +323,7 @@ class Client:
         return OrchestrationHandle(endings, watch, codec, execution_id, created)
 
     async def _send(self, instance_id: str, item: work.AnyWorkItem) -> None:
+        _check_addressable(instance_id)
         outcome = await self.committer.write(
             SendMessage(instance_id, work.encode(item), external=True)
         )
@@ -327,6 +337,16 @@ class Client:
             )
         if self._host is not None:
             self._host.news()
+
+
+def _check_addressable(instance_id: str) -> None:
+    """Refuse what no instance can be called. Ids made by the engine are allowed here."""
+    if not isinstance(instance_id, str):
+        raise InvalidName(f"an instance id is a text, not {type(instance_id).__name__}")
+    try:
+        instance_id.encode()
+    except UnicodeEncodeError:
+        raise _not_found(instance_id) from None
 
 
 def _not_found(instance_id: str) -> InstanceNotFound:

@@ -45,6 +45,9 @@ class OrchestrationHandle(Generic[R]):
         return self._value(await self._wait(None, timeout))
 
     async def _wait(self, execution_id: int | None, timeout: float | None) -> Ending:
+        known = self._watch.ending(execution_id)
+        if known is not None:
+            return known
         return await asyncio.wait_for(self._endings.wait(self._watch, execution_id), timeout)
 
     def _value(self, ending: Ending) -> R:

@@ -37,6 +37,7 @@ class Committer:
         self._queue: list[tuple[Operation, Done]] = []
         self._in_flight: list[tuple[Operation, Done]] = []
         self._flush_scheduled = False
+        self._gathering = False
         self._failures = 0
         self._closed = False
         self._idle = asyncio.Event()
@@ -48,7 +49,7 @@ class Committer:
             self._loop.call_soon(done, StoreClosed("the store was closed; open it again"))
             return
         self._queue.append((operation, done))
-        if not self._flush_scheduled and not self._in_flight:
+        if not (self._flush_scheduled or self._in_flight or self._gathering):
             self._flush_scheduled = True
             self._loop.call_soon(self._scheduled_flush)
 
@@ -68,8 +69,14 @@ class Committer:
         self.submit(operation, done)
         return await future
 
+    def gather(self) -> None:
+        """The caller is about to submit several operations and then to flush: until then none is
+        committed for itself, and none costs the loop an iteration."""
+        self._gathering = True
+
     def flush(self) -> None:
         """Commit what is queued now, unless a batch is in flight (it then follows at its end)."""
+        self._gathering = False
         if self._in_flight or not self._queue:
             return
         self._in_flight = self._queue[:BATCH_MAX]
@@ -138,14 +145,14 @@ class Committer:
         # The next batch starts before the outcomes of this one are worked on: the disk and this
         # thread then work at the same time.
         self.flush()
+        self.gather()
         for (operation, done), outcome in zip(batch, outcomes, strict=True):
             if type(outcome) is Committed:
                 assert isinstance(operation, CommitTurn)
                 self.ended(operation)
             self._tell(done, outcome)
-        if self._in_flight or self._queue:
-            self.flush()
-        else:
+        self.flush()
+        if not self._in_flight:
             self._idle.set()
 
     def _tell(self, done: Done, outcome: Outcome | BaseException) -> None:

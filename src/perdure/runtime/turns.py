@@ -117,14 +117,17 @@ class Turns:
         if node.alone is not None:
             self._run_alone(node.alone)
             return
-        while queue and not node.stopping:
-            resident = queue.popleft()
-            resident.queued = False
-            if resident.execution is not None and resident.committing is None:
-                self._run(resident)
-            if node.loop.time() > until:
-                break
-        node.committer.flush()
+        node.committer.gather()
+        try:
+            while queue and not node.stopping:
+                resident = queue.popleft()
+                resident.queued = False
+                if resident.execution is not None and resident.committing is None:
+                    self._run(resident)
+                if node.loop.time() > until:
+                    break
+        finally:
+            node.committer.flush()
         if queue:
             self.pump_soon()
 

@@ -36,20 +36,29 @@ class Database:
     path: str
     lock_wait_ms: int
 
-    def connect(self) -> apsw.Connection:
-        """A new connection with the settings that durability rests on, read back.
-
-        Creates a missing file, with mode 0600, and the folders above it. Raises ProviderError,
-        StoreTooNew.
-        """
+    def create(self) -> apsw.Connection:
+        """The first connection: makes a missing file, with mode 0600, and the folders above it."""
         is_new = not os.path.exists(self.path)
         try:
             if is_new:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            connection = apsw.Connection(self.path, statementcachesize=STATEMENTS_CACHED)
+            connection = self.connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
             if is_new:
                 os.chmod(self.path, 0o600)
-        except (apsw.CantOpenError, OSError) as error:
+        except OSError as error:
+            raise ProviderError(
+                f"cannot open {self.path}: {error}; check the path and its permissions"
+            ) from error
+        return connection
+
+    def connect(self, flags: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
+        """A new connection with the settings that durability rests on, read back.
+
+        flags: those of SQLite. Raises ProviderError, StoreTooNew.
+        """
+        try:
+            connection = apsw.Connection(self.path, flags, statementcachesize=STATEMENTS_CACHED)
+        except apsw.CantOpenError as error:
             raise ProviderError(
                 f"cannot open {self.path}: {error}; check the path and its permissions"
             ) from error

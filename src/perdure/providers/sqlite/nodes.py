@@ -23,8 +23,13 @@ class NodeLocks:
 
     def take(self, node_id: str) -> None:
         """Create and lock the node's file; raises ProviderError if another holds it."""
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        handle = os.open(self._path(node_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            handle = os.open(self._path(node_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ProviderError(
+                f"cannot make the lock file of a node: {error}; check {self._folder}"
+            ) from error
         if not _lock(handle):
             os.close(handle)
             raise ProviderError(f"node {node_id} is registered by another process")
@@ -48,6 +53,9 @@ class NodeLocks:
             handle = os.open(self._path(node_id), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return True
+        except OSError:
+            # Not ours to open: its lease will tell.
+            return False
         try:
             if not _lock(handle):
                 return False

@@ -109,13 +109,17 @@ def _instances(rest: str) -> Query:
 
 _JOIN = "join executions as e on e.key = i.key and e.execution_id = i.execution_id"
 
+# The pairs there are first: they are few, and found in an index alone.
 _UNRUNNABLE = _instances(
-    f"from instances as i {_JOIN} where i.key in ("
-    "  select key from instances where owner is null and due_ms <= :now and not exists ("
-    "    select 1 from json_each(:pairs) as pair"
-    "    where pair.value ->> 0 = name and pair.value ->> 1 is version"
-    "  ) order by due_ms, key limit :limit"
-    ") order by i.due_ms, i.key"
+    "from (select distinct name, version from instances where owner is null"
+    "  and due_ms is not null) as kind "
+    f"cross join instances as i {_JOIN} where not exists ("
+    "  select 1 from json_each(:pairs) as pair"
+    "  where pair.value ->> 0 = kind.name and pair.value ->> 1 is kind.version"
+    ") and i.key in ("
+    "  select key from instances where name = kind.name and version is kind.version"
+    "  and owner is null and due_ms <= :now order by due_ms, key limit :limit"
+    ") order by i.due_ms, i.key limit :limit"
 )
 _BY_ID = _instances(
     f"from json_each(?) as wanted join instances as i on i.instance_id = wanted.value {_JOIN}"

@@ -57,7 +57,7 @@ class Writer:
         """Keys of instances to come, which no other process can get."""
         self.renewed_ms: dict[str, int] = {}
         """When the lease of each node of this process was last renewed here."""
-        self._connection = database.connect()
+        self._connection = database.create()
         try:
             migrate(self._connection, database.path)
             triggers.prepare(self._connection)

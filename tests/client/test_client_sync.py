@@ -1,0 +1,100 @@
+"""The client for code without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from kit import World
+
+from perdure import (
+    InstanceAlreadyExists,
+    InstanceNotFound,
+    OrchestrationContext,
+    OrchestrationFailedError,
+    Runtime,
+    SyncClient,
+    activity,
+    orchestration,
+)
+
+
+@activity
+async def double(number: int) -> int:
+    return 2 * number
+
+
+@orchestration
+async def doubled(ctx: OrchestrationContext, number: int) -> int:
+    return await double(number)
+
+
+@orchestration
+async def waiting(ctx: OrchestrationContext) -> str:
+    return await ctx.schedule_wait("go", str)
+
+
+async def test_a_sync_client_does_what_a_client_does(sqlite: World) -> None:
+    def script() -> None:
+        with SyncClient(sqlite.url) as client:
+            assert client.start_orchestration(doubled, 4, instance_id="d") == "d"
+            assert client.final_result("d", timeout=10, result_type=int) == 8
+            with pytest.raises(InstanceAlreadyExists):
+                client.start_orchestration(doubled, 4, instance_id="d")
+            client.start_orchestration("waiting", instance_id="w")
+            with pytest.raises(TimeoutError):
+                client.wait_for_orchestration("w", timeout=0.05)
+            client.raise_event("w", "go", "on")
+            assert client.wait_for_orchestration("w", timeout=10).output == "on"
+            client.start_orchestration(waiting, instance_id="c")
+            client.cancel_instance("c", "enough")
+            with pytest.raises(OrchestrationFailedError) as cancelled:
+                client.final_result("c", timeout=10)
+            assert cancelled.value.message == "enough"
+            assert client.get_instance("w").status == "completed"
+            assert [row.instance_id for row in client.list_instances(name="waiting")] == ["w", "c"]
+            assert len(client.list_executions("d")) == 1
+            assert len(client.read_history("d")) == 4
+            with pytest.raises(InstanceNotFound):
+                client.get_instance("nobody")
+
+    async with Runtime(sqlite.url, [double, doubled, waiting]):
+        await asyncio.to_thread(script)
+
+
+async def test_many_threads_may_share_one(sqlite: World) -> None:
+    def script() -> list[int]:
+        with SyncClient(sqlite.url) as client, ThreadPoolExecutor(8) as pool:
+
+            def one(number: int) -> int:
+                id = client.start_orchestration(doubled, number)
+                found: int = client.final_result(id, timeout=10, result_type=int)
+                return found
+
+            return list(pool.map(one, range(40)))
+
+    async with Runtime(sqlite.url, [double, doubled]):
+        assert await asyncio.to_thread(script) == [2 * number for number in range(40)]
+
+
+def test_outside_its_block_it_says_so(sqlite: World) -> None:
+    client = SyncClient(sqlite.url)
+    with pytest.raises(RuntimeError, match="with SyncClient"):
+        client.get_instance("x")
+    with client:
+        assert client.list_instances() == []
+    with pytest.raises(RuntimeError, match="with SyncClient"):
+        client.get_instance("x")
+    assert not [thread for thread in threading.enumerate() if "perdure-client" in thread.name]
+
+
+def test_a_store_that_cannot_be_opened_leaves_no_thread(sqlite: World) -> None:
+    sqlite.path.mkdir()
+    before = set(threading.enumerate())
+    with pytest.raises(Exception, match="store.db"), SyncClient(sqlite.url):
+        pass
+    for thread in set(threading.enumerate()) - before:
+        thread.join(1)
+        assert not thread.is_alive()

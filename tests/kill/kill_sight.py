@@ -1,0 +1,105 @@
+"""Reads what a run has left in its store, and counts what the ledger tells of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import apsw
+from kill_checker import Effects, Execution, Instance, Seen
+from kill_ledger import Line
+
+from perdure import Client
+from perdure.providers.contract import InstanceFilter
+
+PAGE = 500
+
+_LEFTOVERS = {
+    "activities": "select count(*) from activities",
+    "timers": "select count(*) from timers",
+    "inbox": "select count(*) from inbox",
+    "nodes": "select count(*) from nodes",
+    "claimed instances": "select count(*) from instances where owner is not null",
+    "open instances": "select count(*) from instances where finished_ms is null",
+    "due instances": "select count(*) from instances where due_ms is not null",
+    "blocked instances": "select count(*) from instances where blocked is not null",
+    "executions without instance": "select count(*) from executions where key not in "
+    "(select key from instances)",
+    "events without execution": "select count(*) from history where (key, execution_id) not in "
+    "(select key, execution_id from executions)",
+}
+
+
+async def look(store: Path, lines: Sequence[Line]) -> Seen:
+    """Everything that there is to check. Nothing else may use the store any more."""
+    async with Client(f"sqlite:///{store}") as client:
+        instances = await _instances(client)
+    connection = apsw.Connection(str(store))
+    try:
+        leftovers = {what: connection.execute(count).get for what, count in _LEFTOVERS.items()}
+        integrity = connection.execute("pragma integrity_check").get
+    finally:
+        connection.close()
+    leftovers["locks of nodes"] = len(os.listdir(f"{store}-nodes"))
+    return Seen(list(lines), instances, leftovers, integrity)
+
+
+async def _instances(client: Client) -> list[Instance]:
+    found: list[Instance] = []
+    after = 0
+    while rows := await client.provider.list_instances(InstanceFilter(), after, PAGE):
+        for row in rows:
+            executions = [
+                Execution(
+                    execution.execution_id,
+                    execution.status,
+                    await client.read_history(row.instance_id, execution.execution_id),
+                )
+                for execution in await client.list_executions(row.instance_id)
+            ]
+            found.append(
+                Instance(row.instance_id, row.name, row.incarnation, row.status, executions)
+            )
+        after = rows[-1].key
+    return found
+
+
+def hard_kills(lines: Sequence[Line]) -> int:
+    """Kills of a worker that was in the middle of an activity."""
+    running: dict[int, set[str]] = {}
+    hard = 0
+    for line in lines:
+        if line.word == "begin":
+            running.setdefault(line.pid, set()).add(line.args[2])
+        elif line.word == "end":
+            running[line.pid].discard(line.args[1])
+        elif line.word == "kill":
+            hard += bool(running.get(int(line.args[0])))
+    return hard
+
+
+def recovery_ms(lines: Sequence[Line]) -> list[int]:
+    """Of each worker after the first: from its start to its first activity."""
+    found = []
+    spawned_ms: int | None = None
+    for line in lines:
+        if line.word == "spawn":
+            spawned_ms = line.at_ms
+        elif line.word == "begin" and spawned_ms is not None:
+            found.append(line.at_ms - spawned_ms)
+            spawned_ms = None
+    return found[1:]
+
+
+def summary(seen: Seen) -> str:
+    """A run in one line."""
+    effects = Effects(seen.lines)
+    kills = sum(line.word == "kill" for line in seen.lines)
+    recoveries = recovery_ms(seen.lines)
+    return (
+        f"{kills} kills ({hard_kills(seen.lines)} hard), {len(seen.instances)} instances, "
+        f"{len(effects.begins)} activities ({effects.repeated} repeated), "
+        f"median recovery {median(recoveries) if recoveries else 0:.0f} ms"
+    )

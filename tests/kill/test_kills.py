@@ -1,0 +1,127 @@
+"""Workers are killed with SIGKILL under load, and nothing that was promised is broken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kill_checker import Effects, Instance, Seen, faults
+from kill_field import WITHOUT_END, Field
+from kill_ledger import Line
+from kill_sight import hard_kills, look, summary
+
+from perdure.core import events
+
+pytestmark = pytest.mark.slow
+
+KILLS = 30
+HARD_KILLS_MIN = 20
+UNDER_LOAD_S = (0.05, 0.6)
+AT_START_EVERY = 5
+AT_START_S = (0.15, 0.5)
+"""One worker in five is followed by one that is killed while it starts and takes work up."""
+
+PLACES = (
+    ("before_commit", "any", 1),
+    ("after_commit", "any", 1),
+    ("before_commit", "start", 2),
+    ("after_commit", "start", 3),
+    ("end", "any", 1),
+    ("before_commit", "claim", 1),
+    ("after_commit", "claim", 1),
+    ("before_commit", "completed", 1),
+    ("after_commit", "completed", 1),
+    ("before_commit", "continued_as_new", 1),
+    ("after_commit", "continued_as_new", 1),
+    ("end", "any", 7),
+    ("before_commit", "children", 1),
+    ("after_commit", "children", 1),
+    ("before_commit", "cancelled", 1),
+    ("after_commit", "cancelled", 1),
+    ("after_commit", "any", 40),
+    ("end", "any", 30),
+)
+
+
+async def kill_at_random(folder: Path, seed: int) -> tuple[Seen, str]:
+    """30 kills under load, and a few of workers that have only just begun."""
+    async with Field(folder, seed) as field:
+        for number in range(KILLS):
+            field.spawn(WITHOUT_END)
+            await field.busy(3)
+            await asyncio.sleep(field.random.uniform(*UNDER_LOAD_S))
+            field.kill()
+            if number % AT_START_EVERY == 0:
+                field.spawn(WITHOUT_END)
+                await asyncio.sleep(field.random.uniform(*AT_START_S))
+                field.kill()
+        field.spawn(0)
+        await field.finished()
+    return await look(field.store, field.lines), field.log
+
+
+async def kill_at_places(folder: Path, seed: int) -> tuple[Seen, str]:
+    """Workers on one store, each of which kills itself at the next of the places."""
+    async with Field(folder, seed) as field:
+        for place in PLACES:
+            field.spawn(WITHOUT_END, *place)
+            await field.killed_itself()
+        field.spawn(0)
+        await field.finished()
+    return await look(field.store, field.lines), field.log
+
+
+def check(seen: Seen, log: str) -> None:
+    assert faults(seen) == []
+    assert [line for line in log.splitlines() if not line.startswith("WARNING ")] == []
+
+
+def test_thirty_kills_at_random_moments_break_no_promise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, log = asyncio.run(kill_at_random(tmp_path, seed=1))
+
+    check(seen, log)
+    assert sum(line.word == "kill" for line in seen.lines) >= KILLS
+    assert hard_kills(seen.lines) >= HARD_KILLS_MIN
+    with capsys.disabled():
+        print(f"\nat random: {summary(seen)}")
+
+
+def test_kills_at_chosen_places_break_no_promise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, log = asyncio.run(kill_at_places(tmp_path, seed=1))
+
+    check(seen, log)
+    for key in killed_after_effect(seen.lines):
+        assert key in withdrawn(seen.instances) or len(Effects(seen.lines).begins[key]) > 1
+    with capsys.disabled():
+        print(f"\nat places: {summary(seen)}")
+
+
+def killed_after_effect(lines: list[Line]) -> list[str]:
+    """The activities whose process died as soon as they had had their effect."""
+    kills = [line for line in lines if line.word == "kill"]
+    found = []
+    for (place, _, _), kill in zip(PLACES, kills, strict=True):
+        if place == "end":
+            own = [line for line in lines if line.word == "end" and str(line.pid) == kill.args[0]]
+            found.append(own[-1].args[0])
+    return found
+
+
+def withdrawn(instances: list[Instance]) -> set[str]:
+    """The activities that their orchestrations have cancelled."""
+    return set(_withdrawn(instances))
+
+
+def _withdrawn(instances: list[Instance]) -> Iterator[str]:
+    for instance in instances:
+        for execution in instance.executions:
+            for event in execution.history:
+                if isinstance(event, events.ActivityCancelled):
+                    prefix = f"{instance.incarnation}/{execution.execution_id}"
+                    yield f"{prefix}/{event.source_event_id}"
