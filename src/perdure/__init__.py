@@ -2,7 +2,7 @@
 
 from perdure.client.client import Client
 from perdure.client.handles import OrchestrationHandle
-from perdure.client.models import ExecutionInfo, Instance
+from perdure.client.models import ExecutionInfo, Instance, PruneResult
 from perdure.client.sync import SyncClient
 from perdure.core.context import OrchestrationContext
 from perdure.core.futures import DurableFuture
@@ -36,6 +36,7 @@ from perdure.errors import (
     TurnLimitExceeded,
 )
 from perdure.marks import activity, context, orchestration
+from perdure.retention import PruneOptions
 from perdure.run import run
 from perdure.runtime.activity_context import ActivityContext, activity_context
 from perdure.runtime.options import Options
@@ -71,6 +72,8 @@ __all__ = [
     "PayloadTooLarge",
     "PerdureError",
     "ProviderError",
+    "PruneOptions",
+    "PruneResult",
     "RecordedFailure",
     "RegistrationError",
     "Runtime",

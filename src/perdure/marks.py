@@ -17,6 +17,7 @@ from perdure.core.context import OrchestrationContext
 from perdure.core.futures import DurableFuture
 from perdure.errors import NotInOrchestration, RegistrationError
 from perdure.names import check_instance_id, check_name, check_version
+from perdure.retention import PruneOptions, check_policy
 from perdure.signatures import Signature
 
 P = ParamSpec("P")
@@ -86,7 +87,7 @@ class Activity(Generic[P, R]):
 class Orchestration(Generic[P, R]):
     """A function marked with `@orchestration`.
 
-    function: the bare function. takes_context: its first parameter is the OrchestrationContext.
+    function: the bare function. retention: which executions it keeps. takes_context: its first parameter is the OrchestrationContext.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class Orchestration(Generic[P, R]):
         function: Callable[..., Any],
         name: str,
         version: str,
+        retention: PruneOptions | None,
         names: Mapping[str, Any] | None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self.name = name
         self.version = version
+        self.retention = retention
         self.takes_context = _takes_context(function, names)
         self.signature = Signature(function, skip_first=self.takes_context, localns=names)
         self._names = names
@@ -141,7 +144,7 @@ class Orchestration(Generic[P, R]):
         if instance is None:
             return self
         bound = self.function.__get__(instance, owner)
-        return Orchestration(bound, self.name, self.version, self._names)
+        return Orchestration(bound, self.name, self.version, self.retention, self._names)
 
     def __repr__(self) -> str:
         return f"<orchestration {self.name} version {self.version}>"
@@ -210,19 +213,24 @@ def orchestration(
 @overload
 def orchestration(function: Callable[P, Coroutine[Any, Any, R]], /) -> Orchestration[P, R]: ...
 @overload
-def orchestration(*, name: str | None = None, version: str = "1") -> _OrchestrationMark: ...
+def orchestration(
+    *, name: str | None = None, version: str = "1", retention: PruneOptions | None = None
+) -> _OrchestrationMark: ...
 def orchestration(
     function: Callable[..., Any] | None = None,
     /,
     *,
     name: str | None = None,
     version: str = "1",
+    retention: PruneOptions | None = None,
 ) -> Any:
     """Mark an `async def` as an orchestration: deterministic code that survives its process.
 
     name: what histories call it (default: the function's name). version: dotted integers; an
-    execution keeps the version it started with.
+    execution keeps the version it started with. retention: applied each time that an execution
+    continues as new, in the same commit.
     """
+    policy = check_policy(retention)
     names = _names_around()
 
     def mark(function: Callable[..., Any]) -> Orchestration[..., Any]:
@@ -236,6 +244,7 @@ def orchestration(
             function,
             check_name(name or function.__name__, "orchestration name"),
             check_version(version),
+            policy,
             names,
         )
 

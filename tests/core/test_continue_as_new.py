@@ -57,8 +57,8 @@ def test_the_first_call_wins_also_over_a_result(mode: Mode) -> None:
     turn = world.start()
 
     assert world.kinds == ["OrchestrationContinuedAsNew"]
-    assert turn.actions == [actions.ContinueAsNew(2, turn.actions[0].input)]  # type: ignore[union-attr]
-    assert value_of(turn.actions[0].input) == 1  # type: ignore[union-attr]
+    assert turn.actions == [actions.ContinueAsNew(2, turn.actions[0].input)]
+    assert value_of(turn.actions[0].input) == 1
     assert world.replayed().ended
 
 
@@ -227,7 +227,7 @@ def test_a_version_may_be_asked_for() -> None:
 def test_the_latest_version_decides_how_the_input_is_encoded() -> None:
     @orchestration(name="job")
     async def old(ctx: OrchestrationContext, n: int) -> None:
-        await ctx.continue_as_new(n, pages=2)  # type: ignore[call-arg]
+        await ctx.continue_as_new(n, pages=2)
 
     @orchestration(name="job", version="2")
     async def new(ctx: OrchestrationContext, n: int, pages: int) -> None:

@@ -64,10 +64,10 @@ class Chances:
             item: work.AnyWorkItem = world.firing(source)
         elif isinstance(event, events.ExternalSubscribed):
             return work.ExternalRaised(event.name, msgspec.Raw(b'"raised"'))
-        elif FAILS in bytes(event.input).decode():  # type: ignore[union-attr]
+        elif FAILS in bytes(event.input).decode():
             item = world.failure(source)
         else:
-            item = world.completion(source, value_of(event.input))  # type: ignore[union-attr]
+            item = world.completion(source, value_of(event.input))
         self._answered.append(item)
         return item
 
@@ -193,9 +193,10 @@ def one_at_a_time(program: Any, batched: World, late_ms: int = 0) -> World:
 
 def at_its_time(world: World, item: work.AnyWorkItem) -> work.AnyWorkItem:
     """A timer's message with the time that this history gave it."""
-    timer = world.history[item.source_event_id - 1] if isinstance(item, work.TimerFired) else None
-    if not isinstance(timer, events.TimerCreated):
+    if not isinstance(item, work.TimerFired) or item.execution_id != world.execution_id:
         return item
+    timer = world.history[item.source_event_id - 1]
+    assert isinstance(timer, events.TimerCreated)
     return msgspec.structs.replace(item, fire_at_ms=timer.fire_at_ms)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -308,7 +309,7 @@ class Effects:
     def faults(self) -> Iterator[str]:
         """An activity begins again only if a kill came between."""
         for key, begins in self.begins.items():
-            for before, after in zip(begins, begins[1:], strict=False):
+            for before, after in itertools.pairwise(begins):
                 if not any(before.place < kill < after.place for kill in self._kills):
                     yield f"activity {key} began again at line {after.place}, without a kill"
                 if int(after.args[1]) <= int(before.args[1]):
@@ -406,9 +407,10 @@ def _back_faults(
     completion: it was raised before the activity returned."""
     if not sent and not received:
         return
-    accepted_first = next((at for at, data in enumerate(sent) if data in acknowledged), len(sent))
-    if len(received) != 1 or received[0] not in sent[: accepted_first + 1]:
-        yield f"sent back {sent}, of which {accepted_first} unknown, received {received}"
+    unknown = next((at for at, data in enumerate(sent) if data in acknowledged), len(sent))
+    if len(received) != 1 or received[0] not in sent[: unknown + 1]:
+        yield f"sent back {sent}, the first {unknown} unknown, received {received}"
     kinds = [type(event) for event in instance.events]
-    if kinds.index(events.ActivityCompleted) < kinds.index(events.ExternalEvent):
+    completed = kinds.index(events.ActivityCompleted) if events.ActivityCompleted in kinds else 0
+    if events.ExternalEvent not in kinds[:completed]:
         yield "its activity's completion has overtaken the event that was raised before"

@@ -83,9 +83,9 @@ class Field:
 
         def is_busy() -> bool:
             self.look()
-            return sum(
-                line.pid == pid and line.word == "end" for line in self.lines[seen:]
-            ) >= effects
+            return (
+                sum(line.pid == pid and line.word == "end" for line in self.lines[seen:]) >= effects
+            )
 
         await self._until(is_busy)
 

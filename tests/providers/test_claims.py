@@ -48,8 +48,7 @@ async def test_every_acquisition_has_a_token_of_its_own_and_counts_an_attempt(
     world: World,
 ) -> None:
     provider = await world.open()
-    for n in range(200):
-        await start(provider, f"i-{n}")
+    await provider.commit([new(f"i-{n}") for n in range(200)])
 
     taken = await claim(provider, limit=1_000)
 
@@ -285,8 +284,7 @@ async def test_a_claim_comes_last_in_its_batch(world: World) -> None:
 
 async def test_two_processes_never_claim_the_same_instance(world: World) -> None:
     first, second = await world.open(), await world.open()
-    for n in range(50):
-        await start(first, f"i-{n}")
+    await first.commit([new(f"i-{n}") for n in range(50)])
 
     taken = [
         each.key

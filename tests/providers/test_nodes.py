@@ -59,6 +59,13 @@ async def test_a_beat_renews_the_lease(world: World) -> None:
     assert node.started_ms == now - LEASE_MS + 1
 
 
+async def test_a_node_that_nobody_knows_cannot_beat(world: World) -> None:
+    provider = await world.open()
+
+    assert provider.beat("n-1") is False
+    assert await provider.nodes() == []
+
+
 async def test_a_node_that_beats_in_time_is_not_reaped(world: World) -> None:
     first, second = await world.open(), await world.open()
     await first.register_node("n-1", LEASE_MS)

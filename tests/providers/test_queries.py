@@ -331,7 +331,7 @@ async def test_other_processes_are_told_of_a_commit_and_this_one_is_not(world: W
 
     first.watch(first_told)
     end = second.watch(second_told)
-    for n in range(20):
+    for n in range(6):
         news.clear()
         await start(first, f"i-{n}")
         await asyncio.wait_for(news.wait(), 5)
@@ -343,6 +343,20 @@ async def test_other_processes_are_told_of_a_commit_and_this_one_is_not(world: W
     await second.survey("n-1", CAPS, NAMES)
     await start(second, "own")
     assert told["second"] == before
+
+
+async def test_other_processes_are_told_when_a_node_lets_go(world: World) -> None:
+    first, second = await world.open(), await world.open()
+    await first.register_node("n-1", 10_000)
+    await acquire(first)
+    news = asyncio.Event()
+    second.watch(news.set)
+    await second.nodes()
+
+    await first.release_node("n-1")
+
+    await asyncio.wait_for(news.wait(), 5)
+    assert len(await claim(second, "n-2")) == 1
 
 
 async def test_a_closed_provider_refuses_everything(world: World) -> None:

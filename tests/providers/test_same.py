@@ -181,7 +181,7 @@ def turns(draw: st.DrawFn, of: Side, first: Any, now: int) -> Made:
     }
     names = draw(st.lists(st.tuples(st.sampled_from(["pay", "ship"]), FLAGS), max_size=3))
     timers = draw(st.lists(st.integers(0, 99), max_size=2))
-    ends = draw(st.sampled_from([None] * 12 + ["completed", "failed", "cancelled", "next"]))
+    ends: Any = draw(st.sampled_from([None] * 12 + ["completed", "failed", "cancelled", "next"]))
     output, error, version = draw(st.none() | BODIES), draw(st.none() | BODIES), draw(FLAGS)
     extra = draw(st.sampled_from([0, 0, 0, 0, 0, -1]))
 

@@ -375,18 +375,23 @@ async def test_stopping_while_the_node_is_being_replaced_leaves_nothing(
     sqlite: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "TICK_S", 0.02)
+    provider = sqlite.provider()
+    register, replacing, go_on = provider.register_node, asyncio.Event(), asyncio.Event()
+
+    async def slowly(node_id: str, lease_ms: int) -> None:
+        if await provider.nodes() == [] and runtime._guard is not None:
+            replacing.set()
+            await go_on.wait()
+        await register(node_id, lease_ms)
+
+    monkeypatch.setattr(provider, "register_node", slowly)
     async with sqlite.client() as other:
-        for _ in range(5):
-            runtime = sqlite.runtime(waiting_on, gated, noting, lease_s=1)
-            await runtime.start()
-            await other.provider.release_node(runtime.node_id)
-            await until(lambda: runtime._replacing is not None)  # noqa: B023 - awaited at once
-            await runtime.stop()
+        runtime = sqlite.runtime(waiting_on, gated, noting, provider=provider, lease_s=1)
+        await runtime.start()
+        await other.provider.release_node(runtime.node_id)
+        await replacing.wait()
+        stopping = asyncio.create_task(runtime.stop())
+        await asyncio.sleep(0)
+        go_on.set()
+        await stopping
         assert await other.provider.nodes() == []
-
-
-def first_of(history_: list[events.AnyEvent]) -> events.AnyEvent:
-    return history_[0]
-
-
-_ = Client

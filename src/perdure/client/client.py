@@ -10,7 +10,13 @@ from typing import Any, Literal, Protocol, Self, TypeVar, TypeVarTuple, overload
 
 from perdure.client.endings import Endings
 from perdure.client.handles import OrchestrationHandle
-from perdure.client.models import ExecutionInfo, Instance, execution_of, instance_of
+from perdure.client.models import (
+    ExecutionInfo,
+    Instance,
+    PruneResult,
+    execution_of,
+    instance_of,
+)
 from perdure.codec import ANY, NULL, Codec, codec_for
 from perdure.core import events, work
 from perdure.core.futures import DurableFuture
@@ -31,12 +37,16 @@ from perdure.providers.contract import (
     NotFound,
     Outcome,
     Provider,
+    Pruned,
+    PruneExecutions,
+    Retention,
     SendMessage,
     Started,
     StartInstance,
     Taken,
 )
 from perdure.providers.urls import open_provider
+from perdure.retention import PruneOptions
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -188,6 +198,21 @@ class Client:
             raise TypeError(f"a reason is a text, not {type(reason).__name__}: {reason!r}")
         ANY.encode(reason)
         await self._send(instance_id, work.CancelInstance(reason))
+
+    async def prune_executions(self, instance_id: str, options: PruneOptions) -> PruneResult:
+        """Delete ended executions with their histories; see PruneOptions for which.
+
+        The current execution is never pruned, running or not. Safe while the instance runs, and
+        from several processes at once. Raises InstanceNotFound.
+        """
+        outcome = await self.committer.write(self._prune(instance_id, options))
+        if not isinstance(outcome, Pruned):
+            raise _not_found(instance_id)
+        return PruneResult(outcome.executions, outcome.events)
+
+    def _prune(self, instance_id: str, options: PruneOptions) -> PruneExecutions:
+        before_ms = options.before_ms(self._provider.now_ms())
+        return PruneExecutions(instance_id, Retention(options.kept, before_ms))
 
     # Looking.
 

@@ -54,6 +54,14 @@ class ExecutionInfo:
     error: Failure | None
 
 
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """What pruning removed: executions, and the events of their histories."""
+
+    executions: int
+    events: int
+
+
 def instance_of(row: InstanceRow) -> Instance:
     return Instance(
         instance_id=row.instance_id,

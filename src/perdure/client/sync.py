@@ -8,8 +8,9 @@ from collections.abc import Coroutine
 from typing import Any, Literal, Self, TypeVar
 
 from perdure.client.client import Client, IfExists
-from perdure.client.models import ExecutionInfo, Instance
+from perdure.client.models import ExecutionInfo, Instance, PruneResult
 from perdure.core import events
+from perdure.retention import PruneOptions
 
 T = TypeVar("T")
 
@@ -96,6 +97,10 @@ class SyncClient:
     def cancel_instance(self, instance_id: str, reason: str = "") -> None:
         """See Client.cancel_instance."""
         self._call(self._open_client.cancel_instance(instance_id, reason))
+
+    def prune_executions(self, instance_id: str, options: PruneOptions) -> PruneResult:
+        """See Client.prune_executions."""
+        return self._call(self._open_client.prune_executions(instance_id, options))
 
     def get_instance(self, instance_id: str) -> Instance:
         """See Client.get_instance."""

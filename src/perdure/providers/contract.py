@@ -4,7 +4,8 @@ There is one way to write, `Provider.commit(batch)`: one transaction, one outcom
 An operation that is refused leaves its neighbours untouched. Within one batch the effects are as
 if applied in this order, whatever the order of the list: `CommitTurn` (with the starts and sends
 it carries), `StartInstance`, `SendMessage`, `CompleteActivity`, `ReleaseActivity`,
-`ReleaseInstance`, `NoteBlocked`, `ClaimInstances`, `ClaimActivities`; in list order within a kind.
+`ReleaseInstance`, `NoteBlocked`, `PruneExecutions`, `ClaimInstances`, `ClaimActivities`; in list
+order within a kind.
 
 Words. `key`: the store's integer for one incarnation of an instance, never used again, also not
 after deletion. `token`: the random name of one acquisition of an instance; a commit or release
@@ -33,8 +34,10 @@ from perdure.providers.operations import (
     NoteBlocked,
     Operation,
     ParentLink,
+    PruneExecutions,
     ReleaseActivity,
     ReleaseInstance,
+    Retention,
     SendMessage,
     StartInstance,
     Value,
@@ -71,9 +74,12 @@ __all__ = [
     "Outcome",
     "ParentLink",
     "Provider",
+    "PruneExecutions",
+    "Pruned",
     "Refused",
     "ReleaseActivity",
     "ReleaseInstance",
+    "Retention",
     "SendMessage",
     "Sent",
     "StartInstance",
@@ -207,6 +213,13 @@ class Committed(Value, frozen=True):
     dropped: int = 0
 
 
+class Pruned(Value, frozen=True):
+    """How many executions went, and how many events with them."""
+
+    executions: int
+    events: int
+
+
 class Claimed(Value, frozen=True):
     instances: tuple[Acquired, ...]
 
@@ -219,7 +232,17 @@ class ClaimedActivities(Value, frozen=True):
 
 
 Outcome = Union[  # noqa: UP007 - read as a closed set
-    Done, Refused, Started, Taken, Sent, NotFound, Ended, Committed, Claimed, ClaimedActivities
+    Done,
+    Refused,
+    Started,
+    Taken,
+    Sent,
+    NotFound,
+    Ended,
+    Committed,
+    Pruned,
+    Claimed,
+    ClaimedActivities,
 ]
 
 

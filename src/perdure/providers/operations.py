@@ -92,6 +92,14 @@ class NextExecution(Value, frozen=True):
     started: bytes
 
 
+class Retention(Value, frozen=True):
+    """Which executions go: those before the newest `keep_last` (at least 1: the current one), as
+    far as they ended before completed_before_ms, if that is given. The current one never goes."""
+
+    keep_last: int
+    completed_before_ms: int | None = None
+
+
 class CommitTurn(Value, frozen=True):
     """Everything that one turn wrote, in one value: all of it is committed, or nothing.
 
@@ -109,6 +117,7 @@ class CommitTurn(Value, frozen=True):
     its inbox is emptied (counted as dropped). next: the new execution becomes current, with its
     first event in its history; the instance stays acquired, and messages stay for it.
     release: the instance is given back (owner and token None).
+    retention: after all that, executions go as by PruneExecutions.
     Outcome: Committed.
     """
 
@@ -134,6 +143,7 @@ class CommitTurn(Value, frozen=True):
     ending: Ending | None = None
     next: NextExecution | None = None
     release: bool = False
+    retention: Retention | None = None
 
 
 class CompleteActivity(Value, frozen=True):
@@ -186,6 +196,16 @@ class NoteBlocked(Value, frozen=True):
     detail: str
 
 
+class PruneExecutions(Value, frozen=True):
+    """Delete ended executions of an instance with their histories, safe while it runs.
+
+    Outcome: Pruned, or NotFound.
+    """
+
+    instance_id: str
+    retention: Retention
+
+
 Capabilities = frozenset[tuple[str, str]]
 """The (orchestration name, version) pairs that a node can run."""
 
@@ -224,6 +244,7 @@ Operation = Union[  # noqa: UP007 - read as a closed set
     ReleaseActivity,
     ReleaseInstance,
     NoteBlocked,
+    PruneExecutions,
     ClaimInstances,
     ClaimActivities,
 ]

@@ -74,6 +74,7 @@ class Activities:
         self._running: dict[Key, Running] = {}
         self.lanes = Lanes(node.registry, node.options)
         self._alone: Running | None = None
+        self._claiming_alone = False
         self._threads: Threads | None = None
         # Activities start from callbacks that may run in the context of another one.
         self._surroundings = contextvars.copy_context()
@@ -148,25 +149,30 @@ class Activities:
         if outcome.activities or outcome.more:
             self._claim(lane)
         elif lane.surveyed:
-            lane.surveyed = False
             self._claim_alone(lane)
 
     def _claim_alone(self, lane: Lane) -> None:
         """What a survey has seen and nobody may claim so has brought a node down before."""
         node = self._node
-        if lane.claiming or self._alone or node.stopping:
+        # One lane at a time: two that are to run alone would wait for each other.
+        if lane.claiming or self._claiming_alone or self._alone or node.stopping:
             return
-        lane.claiming = True
+        lane.surveyed = False
+        lane.claiming = self._claiming_alone = True
         operation = ClaimActivities(node.node_id, lane.names, 1, alone=True)
         node.committer.submit(operation, lambda outcome: self._claimed_alone(lane, outcome))
 
     def _claimed_alone(self, lane: Lane, outcome: Outcome | BaseException) -> None:
-        lane.claiming = False
+        lane.claiming = self._claiming_alone = False
         if not isinstance(outcome, ClaimedActivities):
             self._node.expect(outcome, "claiming an activity")
-        for claim in outcome.activities if isinstance(outcome, ClaimedActivities) else ():
+            return
+        for claim in outcome.activities:
             lane.taken += 1
             self._start_claimed(claim)
+        for other in self.lanes.all:
+            if other.surveyed:
+                self._claim_alone(other)
 
     def _start_claimed(self, claim: ActivityClaim) -> None:
         if self._node.stopping:

@@ -21,6 +21,7 @@ from perdure.providers.contract import (
     Outcome,
     Refused,
     ReleaseInstance,
+    Retention,
     Started,
     StartInstance,
 )
@@ -199,11 +200,7 @@ class Turns:
 
     def _commit(self, resident: Resident, turn: Turn, deliveries: list[Delivery]) -> None:
         taken, kept = self._split(resident, turn, deliveries)
-        node = self._node
-        plan = Plan(resident, self._activities.reserve, node.owner_of)
-        operation = plan_turn(
-            resident, node.node_id, turn, taken, plan, self._next_version(resident)
-        )
+        operation = self._plan(resident, turn, taken)
         if not (
             operation.events
             or operation.consumed
@@ -220,7 +217,20 @@ class Turns:
     def _plan(self, resident: Resident, turn: Turn, taken: list[Delivery]) -> CommitTurn:
         node = self._node
         plan = Plan(resident, self._activities.reserve, node.owner_of)
-        return plan_turn(resident, node.node_id, turn, taken, plan, self._next_version(resident))
+        operation = plan_turn(
+            resident, node.node_id, turn, taken, plan, self._next_version(resident)
+        )
+        if operation.next is None:
+            return operation
+        retention = self._retention(resident)
+        return msgspec.structs.replace(operation, retention=retention) if retention else operation
+
+    def _retention(self, resident: Resident) -> Retention | None:
+        orchestration = self._node.registry.orchestration(resident.name, resident.version)
+        policy = orchestration.retention if orchestration is not None else None
+        if policy is None:
+            return None
+        return Retention(policy.kept, policy.before_ms(self._node.provider.now_ms()))
 
     def _split(
         self, resident: Resident, turn: Turn, deliveries: list[Delivery]

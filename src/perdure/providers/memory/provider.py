@@ -71,12 +71,15 @@ class MemoryProvider:
         except ProviderError as error:
             future.set_exception(error)
             return future
-        for tell in self._store.listeners:
-            if tell != self._tell:
-                tell()
+        self._tell_others()
         # Not at once: a caller that commits in a loop must let others run, as with a real store.
         self._loop.call_soon(_settle, future, outcomes)
         return future
+
+    def _tell_others(self) -> None:
+        for tell in list(self._store.listeners):
+            if tell != self._tell:
+                tell()
 
     def _tell(self) -> None:
         for changed in self._watchers:
@@ -119,6 +122,7 @@ class MemoryProvider:
         with self._store.lock:
             self._store.forget_node(node_id)
         self._node_ids.discard(node_id)
+        self._tell_others()
 
     async def reap_nodes(self, node_id: str) -> list[str]:
         self._check_open()
@@ -131,6 +135,8 @@ class MemoryProvider:
             ]
             for other in dead:
                 self._store.forget_node(other)
+        if dead:
+            self._tell_others()
         return dead
 
     async def nodes(self) -> list[NodeRow]:

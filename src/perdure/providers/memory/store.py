@@ -33,9 +33,12 @@ from perdure.providers.contract import (
     NotFound,
     Operation,
     Outcome,
+    Pruned,
+    PruneExecutions,
     Refused,
     ReleaseActivity,
     ReleaseInstance,
+    Retention,
     SendMessage,
     Sent,
     Started,
@@ -97,6 +100,11 @@ class MemoryStore:
                 return self._release_instance(operation)
             case NoteBlocked():
                 return self._note_blocked(operation)
+            case PruneExecutions():
+                key = self.keys.get(operation.instance_id)
+                if key is None:
+                    return NotFound()
+                return self._prune(self.instances[key], operation.retention)
             case ClaimInstances():
                 return self._claim_instances(operation)
             case ClaimActivities():
@@ -147,7 +155,24 @@ class MemoryStore:
             self._set(instance, owner=None, token=None)
         if turn.ending is not None:
             dropped += self._end(instance, execution, turn)
+        if turn.retention is not None:
+            self._prune(instance, turn.retention)
         return Committed(tuple(outcome for outcome, _ in started), dropped)
+
+    def _prune(self, instance: Instance, retention: Retention) -> Pruned:
+        newest = instance.execution_id - retention.keep_last
+        before = retention.completed_before_ms
+        gone = [
+            number
+            for number, execution in instance.executions.items()
+            if number <= newest
+            and execution.ended_ms is not None
+            and (before is None or execution.ended_ms < before)
+        ]
+        events = sum(len(instance.executions[number].history) for number in gone)
+        for number in gone:
+            self._drop(instance.executions, number)
+        return Pruned(len(gone), events)
 
     def _write(self, instance: Instance, turn: CommitTurn) -> None:
         history = instance.executions[turn.execution_id].history
@@ -381,6 +406,7 @@ _ORDER: dict[type, int] = {
             ReleaseActivity,
             ReleaseInstance,
             NoteBlocked,
+            PruneExecutions,
             ClaimInstances,
             ClaimActivities,
         )

@@ -8,6 +8,8 @@ from functools import cache
 from itertools import count
 from typing import Any
 
+import msgspec
+
 from perdure.errors import InternalError
 from perdure.providers.contract import (
     TERMINAL,
@@ -22,9 +24,12 @@ from perdure.providers.contract import (
     NotFound,
     Operation,
     Outcome,
+    Pruned,
+    PruneExecutions,
     Refused,
     ReleaseActivity,
     ReleaseInstance,
+    Retention,
     SendMessage,
     Sent,
     Started,
@@ -49,6 +54,7 @@ _ORDER: dict[type, int] = {
             ReleaseActivity,
             ReleaseInstance,
             NoteBlocked,
+            PruneExecutions,
             ClaimInstances,
             ClaimActivities,
         )
@@ -96,7 +102,7 @@ def answers_itself(operation: Operation) -> bool:
             and operation.if_taken is None
             and (turn is None or answers_itself(turn))
         )
-    return type(operation) is not SendMessage
+    return type(operation) is not SendMessage and type(operation) is not PruneExecutions
 
 
 def parameters(ordered: Sequence[tuple[int, Operation]], quiet: bool, now: int) -> list[Any]:
@@ -127,6 +133,8 @@ def parameters(ordered: Sequence[tuple[int, Operation]], quiet: bool, now: int) 
                 for key in keys:
                     values += (op, kind.NOTE_BLOCKED, key, None, None)
                     values += (blocked, detail, *_NONE[7], now)
+            case PruneExecutions(instance_id, retention):
+                _prune(values, op, None, instance_id, retention, now)
             case _:
                 break
     return values
@@ -176,6 +184,8 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int, sub: int = 0) 
         values += (turn.set_due, turn.due_ms, turn.mail_seen, turn.release, *_NONE[3], now)
     if turn.ending is not None:
         _ending(values, op, turn, now)
+    if turn.retention is not None:
+        _prune(values, op, turn.key, None, turn.retention, now)
 
 
 def _carried(values: list[Any], op: int, turn: CommitTurn, now: int, base: int) -> None:
@@ -195,6 +205,13 @@ def _ending(values: list[Any], op: int, turn: CommitTurn, now: int) -> None:
     if following is not None:
         values += (op, kind.NEXT, turn.key, following.execution_id, None, following.version)
         values += (following.input, following.started, *_NONE[6], now)
+
+
+def _prune(
+    values: list[Any], op: int, key: int | None, instance_id: str | None, kept: Retention, now: int
+) -> None:
+    values += (op, kind.PRUNE, key, None, None, instance_id, -kept.keep_last)
+    values += (kept.completed_before_ms, *_NONE[6], now)
 
 
 def _start(values: list[Any], op: int, sub: int, start: StartInstance, now: int) -> None:
@@ -252,7 +269,7 @@ def _unnoted(operation: Operation) -> Outcome:
         return _COMMITTED
     if type(operation) is StartInstance:
         return Started(operation.key, _COMMITTED if operation.turn is not None else None)
-    return _DONE
+    return NotFound() if type(operation) is PruneExecutions else _DONE
 
 
 def _outcome(operation: Operation, notes: dict[int, tuple[str, Any]]) -> Outcome:
@@ -265,6 +282,8 @@ def _outcome(operation: Operation, notes: dict[int, tuple[str, Any]]) -> Outcome
         return Refused(notes[-1][0])
     if isinstance(operation, SendMessage):
         return _sent(notes[0])
+    if isinstance(operation, PruneExecutions):
+        return Pruned(*msgspec.json.decode(notes[0][1])) if notes else NotFound()
     if not isinstance(operation, CommitTurn):
         return _DONE
     return _committed(operation, notes, 0)

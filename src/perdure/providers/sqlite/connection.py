@@ -20,6 +20,7 @@ PAGE_CACHE_KIB = 16 << 10
 _FULL = 2
 _UNAVAILABLE = (
     apsw.FullError,
+    apsw.CantOpenError,
     apsw.IOError,
     apsw.NoMemError,
     apsw.LockedError,
@@ -36,29 +37,21 @@ class Database:
     path: str
     lock_wait_ms: int
 
-    def create(self) -> apsw.Connection:
-        """The first connection: makes a missing file, with mode 0600, and the folders above it."""
-        is_new = not os.path.exists(self.path)
+    def connect(self, create: bool = False) -> apsw.Connection:
+        """A new connection with the settings that durability rests on, read back.
+
+        create: make a missing file, with mode 0600, and the folders above it.
+        Raises ProviderError, StoreTooNew.
+        """
+        is_new = create and not os.path.exists(self.path)
+        flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
         try:
             if is_new:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            connection = self.connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+            connection = apsw.Connection(self.path, flags, statementcachesize=STATEMENTS_CACHED)
             if is_new:
                 os.chmod(self.path, 0o600)
-        except OSError as error:
-            raise ProviderError(
-                f"cannot open {self.path}: {error}; check the path and its permissions"
-            ) from error
-        return connection
-
-    def connect(self, flags: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
-        """A new connection with the settings that durability rests on, read back.
-
-        flags: those of SQLite. Raises ProviderError, StoreTooNew.
-        """
-        try:
-            connection = apsw.Connection(self.path, flags, statementcachesize=STATEMENTS_CACHED)
-        except apsw.CantOpenError as error:
+        except (apsw.CantOpenError, OSError) as error:
             raise ProviderError(
                 f"cannot open {self.path}: {error}; check the path and its permissions"
             ) from error
@@ -66,7 +59,8 @@ class Database:
             # A short look, often: with a plain busy_timeout a waiter sleeps up to 100 ms between
             # its looks, and starves beside a process that commits back to back.
             connection.set_busy_handler(_Patience(self.lock_wait_ms))
-            check_version(connection, self.path)
+            if not check_version(connection, self.path) and not create:
+                raise ProviderError(f"{self.path} was replaced by an empty file while in use")
             self._configure(connection)
         except apsw.Error as error:
             connection.close()

@@ -189,7 +189,7 @@ class SqliteProvider:
             if self._beating is None:
                 self._beating = self._database.connect()
             now = self.now_ms()
-            lease_ms = self._leases[node_id]
+            lease_ms = self._leases.get(node_id, 0)
             renewed_ms = self._writer.renewed_ms.get(node_id, 0)
             try:
                 if 0 <= now - renewed_ms < lease_ms // 3:

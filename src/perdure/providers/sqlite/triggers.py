@@ -39,11 +39,21 @@ COMPLETE_ACTIVITY = 14
 RELEASE_ACTIVITY = 15
 RELEASE_INSTANCE = 16
 NOTE_BLOCKED = 17
+PRUNE = 18
 
 _ACCEPTED = "not exists (select 1 from notes where op = new.op and sub = -1)"
 _ITEM = "key = new.key and execution_id = new.execution_id and event_id = new.n"
 _CLAIMED = f"{_ITEM} and owner = new.a and attempt = new.b"
 _DUE_NOW = "min(coalesce(due_ms, 9223372036854775807), max(new.now, coalesce(hold_ms, 0)))"
+
+_GONE = """
+    where key = coalesce(new.key, (select key from instances where instance_id = new.a))
+        and execution_id <= new.b + (
+            select execution_id from instances
+            where key = coalesce(new.key, (select key from instances where instance_id = new.a))
+        )
+        and ended_ms is not null and (new.c is null or ended_ms < new.c)
+"""
 
 _TRIGGERS: dict[int, str] = {
     # a token, b external_seen, c and d the first two events, n the id of the first, e an activity
@@ -212,6 +222,18 @@ update instances
         hold_ms = coalesce(new.g, hold_ms),
         due_ms = coalesce(new.g, iif(mail = new.b, new.c, due_ms))
     where key = new.key and token = new.a;
+""",
+    # key, or a instance id; b minus the number of executions kept, c ended before
+    PRUNE: f"""
+insert into notes (op, sub, what, value)
+    select new.op, 0, 'pruned', json_array(
+        (select count(*) from executions {_GONE}),
+        (select count(*) from history where (key, execution_id) in
+            (select key, execution_id from executions {_GONE})))
+    where new.key is null and exists (select 1 from instances where instance_id = new.a);
+delete from history where (key, execution_id) in
+    (select key, execution_id from executions {_GONE});
+delete from executions {_GONE};
 """,
     # a reason, b detail
     NOTE_BLOCKED: """

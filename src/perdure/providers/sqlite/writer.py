@@ -57,7 +57,7 @@ class Writer:
         """Keys of instances to come, which no other process can get."""
         self.renewed_ms: dict[str, int] = {}
         """When the lease of each node of this process was last renewed here."""
-        self._connection = database.create()
+        self._connection = database.connect(create=True)
         try:
             migrate(self._connection, database.path)
             triggers.prepare(self._connection)
@@ -81,16 +81,16 @@ class Writer:
     def commit(self, batch: Sequence[Operation]) -> list[Outcome]:
         self._check_file()
         ordered = in_order(batch)
-        claims = ordered and isinstance(ordered[-1][1], ClaimInstances | ClaimActivities)
+        claims = bool(ordered) and isinstance(ordered[-1][1], ClaimInstances | ClaimActivities)
         quiet = all(answers_itself(operation) for _, operation in ordered)
         try:
             if quiet:
                 try:
-                    return self._apply(batch, ordered, bool(claims), quiet=True)
+                    return self._apply(batch, ordered, claims, quiet=True)
                 except apsw.ConstraintError:
                     # Somebody is refused, or has something to be told: do it again, with notes.
                     self._roll_back()
-            return self._apply(batch, ordered, bool(claims), quiet=False)
+            return self._apply(batch, ordered, claims, quiet=False)
         except apsw.Error as error:
             raise self._database.explain(error) from error
         except (TypeError, OverflowError, UnicodeError) as error:
@@ -105,46 +105,41 @@ class Writer:
         claims: bool,
         quiet: bool,
     ) -> list[Outcome]:
-        execute = self._connection.execute
         now = self._now_ms()
         renewals = self._due_renewals(now)
+        wanted = KEYS if self._leases and len(self.keys) < KEYS // 2 else 0
         values = parameters(ordered, quiet, now)
-        rows = len(values) // WIDTH
-        # A single statement is a transaction by itself.
-        low = bool(self._leases) and len(self.keys) < KEYS // 2
-        explicit = claims or bool(renewals) or rows > ROWS_MAX or low
-        if explicit:
-            execute("begin immediate")
-        elif self._probe is not None:
-            self._probe("before_commit")
-        self._insert(values, rows)
-        notes = [] if quiet else self._take_notes()
-        results = outcomes(batch, notes)
-        if claims:
+        if quiet and not (claims or renewals or wanted or len(values) > ROWS_MAX * WIDTH):
+            # A single statement is a transaction by itself.
+            self._reached("before_commit")
+            self._insert(values)
+            results = outcomes(batch, ())
+        else:
+            self._connection.execute("begin immediate")
+            self._insert(values)
+            results = outcomes(batch, () if quiet else self._take_notes())
             self._claim(ordered, results, now)
-        if explicit:
             for node_id in renewals:
                 registry.renew(self._connection, node_id, now + self._leases[node_id])
-            reserved = registry.reserve_keys(self._connection, KEYS) if low else range(0)
-            if self._probe is not None:
-                self._probe("before_commit")
-            execute("commit")
+            reserved = registry.reserve_keys(self._connection, wanted) if wanted else ()
+            self._reached("before_commit")
+            self._connection.execute("commit")
             self.keys.extend(reserved)
-        if self._probe is not None:
-            self._probe("after_commit")
-        for node_id in renewals:
-            self.renewed_ms[node_id] = now
+            self.renewed_ms.update(dict.fromkeys(renewals, now))
+        self._reached("after_commit")
         self._note_version(1)
         return results
 
-    def _insert(self, values: list[Any], rows: int) -> None:
-        for start in range(0, rows, ROWS_MAX):
-            count = min(rows - start, ROWS_MAX)
-            size = bucket(count)
-            part = values[start * WIDTH : (start + count) * WIDTH] if rows > ROWS_MAX else values
-            if size > count:
-                part += [None] * ((size - count) * WIDTH)
-            self._connection.execute(insert_text(size), part)
+    def _reached(self, place: str) -> None:
+        if self._probe is not None:
+            self._probe(place)
+
+    def _insert(self, values: list[Any]) -> None:
+        for start in range(0, len(values), ROWS_MAX * WIDTH):
+            part = values[start : start + ROWS_MAX * WIDTH]
+            rows = bucket(len(part) // WIDTH)
+            part += [None] * (rows * WIDTH - len(part))
+            self._connection.execute(insert_text(rows), part)
 
     def _take_notes(self) -> list[Note]:
         text: str = self._connection.execute(
