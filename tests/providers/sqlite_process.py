@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from provider_world import claim, new, note, one, start
 
@@ -17,7 +18,12 @@ from perdure.errors import ForkedStoreError
 from perdure.providers.sqlite import SqliteProvider
 
 
-def die_at(place: str) -> object:
+def say(line: str) -> None:
+    """In one write, because a child may speak at the same time."""
+    os.write(1, f"{line}\n".encode())
+
+
+def die_at(place: str) -> Callable[[str], None]:
     def probe(now_at: str) -> None:
         if now_at == place:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -37,12 +43,12 @@ async def fork(provider: SqliteProvider) -> str:
     child = os.fork()
     if child == 0:
         refused = 0
-        for use in (provider.commit, provider.beat):
+        for use in (lambda: provider.commit([]), lambda: provider.beat("n-1")):
             try:
-                use([])  # type: ignore[arg-type]
+                use()
             except ForkedStoreError:
                 refused += 1
-        os.write(1, f"refused {refused}\n".encode())
+        say(f"refused {refused}")
         signal.pause()
     return f"ready {child}"
 
@@ -51,15 +57,15 @@ async def main(path: str, command: str) -> None:
     provider = SqliteProvider(path)
     if command in ("before_commit", "after_commit"):
         await start_quietly(path)
-        provider = SqliteProvider(path, probe=die_at(command))  # type: ignore[arg-type]
+        provider = SqliteProvider(path, probe=die_at(command))
     await provider.open()
     match command:
         case "hold":
-            print(await hold(provider), flush=True)
+            say(await hold(provider))
         case "fork":
-            print(await fork(provider), flush=True)
+            say(await fork(provider))
         case "start":
-            print(await start(provider, f"i-{os.getpid()}"), flush=True)
+            say(str(await start(provider, f"i-{os.getpid()}")))
             await provider.close()
             return
         case _:

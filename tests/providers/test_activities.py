@@ -214,6 +214,7 @@ async def charged(provider: Provider, event_id: int, times: int) -> None:
 async def test_an_activity_claimed_twice_in_vain_is_claimed_alone(world: World) -> None:
     provider = await world.open()
     await parked_with(provider, world, *(queued(n, f"act-{n}") for n in range(1, 5)))
+    assert await claim_work(provider, "act-1", alone=True) == ClaimedActivities((), more=False)
     await charged(provider, 2, 2)
     await charged(provider, 3, 2)
     await charged(provider, 4, 1)

@@ -154,6 +154,14 @@ async def test_an_instance_claimed_twice_in_vain_is_claimed_alone(world: World) 
     ]
 
 
+async def test_what_was_hardly_tried_is_not_claimed_alone(world: World) -> None:
+    provider = await world.open()
+    await charged(provider, "once", 1)
+    await start(provider, "fresh")
+
+    assert await claim(provider, alone=True) == ()
+
+
 async def test_a_release_is_uncharged_unless_asked(world: World) -> None:
     provider = await world.open()
     of = await acquire(provider)

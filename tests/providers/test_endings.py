@@ -147,10 +147,19 @@ async def test_continue_as_new_can_release_the_instance(world: World) -> None:
     following = NextExecution(2, "2", b"[2]", b"started")
     await one(
         provider,
-        turn(of, b"1", ending=Ending("continued_as_new"), next=following, release=True),
+        turn(
+            of,
+            b"1",
+            timers=(NewTimer(1, 5),),
+            ending=Ending("continued_as_new"),
+            next=following,
+            release=True,
+        ),
     )
 
     (again,) = await claim(provider)
+
+    assert again.timers == ()
 
     assert (again.execution_id, again.version, again.input) == (2, "2", b"[2]")
 

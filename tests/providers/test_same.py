@@ -359,7 +359,7 @@ async def next_event_ids(provider: Provider) -> Callable[[int, int], int]:
 
 
 @pytest.mark.slow
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_random_batches_have_the_same_outcomes_and_leave_the_same_rows(
     data: st.DataObject,

@@ -18,6 +18,7 @@ from provider_world import (
     acquire,
     claim,
     claim_work,
+    is_a,
     new,
     note,
     one,
@@ -30,11 +31,14 @@ from provider_world import (
 
 from perdure.errors import ProviderError, StoreTooNew, StoreUnavailable
 from perdure.providers.contract import (
+    Claimed,
+    ClaimInstances,
     Committed,
     CommitTurn,
     CompleteActivity,
     Done,
     Ending,
+    NewTimer,
     Refused,
     Sent,
     Started,
@@ -227,6 +231,42 @@ async def test_a_full_disk_is_reported_and_nothing_is_applied(
 
     writing.execute("pragma max_page_count = 1000000").fetchall()
     assert await one(provider, big) == Committed()
+
+
+async def test_an_ended_instance_leaves_nothing_but_its_record(store: World) -> None:
+    provider = await store.open()
+    of = await acquire(provider)
+    await one(
+        provider,
+        turn(of, b"1", activities=(running(1), queued(2)), timers=(NewTimer(3, 1),)),
+    )
+    await provider.commit([note(), note(external=True)])
+    await one(provider, turn(of, b"2", first=2, ending=Ending("completed", output=b"1")))
+    await provider.close()
+
+    connection = apsw.Connection(str(store.path))
+    for table in ("activities", "timers", "inbox"):
+        assert connection.execute(f"select count(*) from {table}").get == 0
+    connection.close()
+
+
+async def test_a_refused_batch_that_also_claims_and_renews_is_repeated_whole(
+    store: World,
+) -> None:
+    provider = await store.open()
+    await provider.register_node("n-1", LEASE_MS)
+    of = await acquire(provider)
+    await start(provider, "i-2")
+    store.clock.advance(LEASE_MS // 2)
+    claiming = ClaimInstances("n-1", CAPS, 9)
+
+    good, bad, claimed = await provider.commit(
+        [turn(of, b"1"), turn(of, b"2", first=2, token="lost"), claiming]
+    )
+
+    assert (good, bad) == (Committed(), Refused("fenced"))
+    assert [each.instance_id for each in is_a(Claimed, claimed).instances] == ["i-2"]
+    assert await provider.read_history("i-1") == [b"1"]
 
 
 def statements(connection: apsw.Connection) -> list[str]:

@@ -272,7 +272,7 @@ class Gate:
         self.most = max(self.most, self.running)
         try:
             while not self._open.is_set():
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.003)
         finally:
             self.running -= 1
 

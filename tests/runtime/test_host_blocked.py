@@ -16,13 +16,13 @@ from perdure import (
     activity,
     orchestration,
 )
-from perdure.runtime import turns
+from perdure.runtime import leaving
 
 
 @pytest.fixture(autouse=True)
 def _impatient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "sqlite" in request.node.name:
-        monkeypatch.setattr(turns, "RETRY_MS_MIN", 50)
+        monkeypatch.setattr(leaving, "RETRY_MS_MIN", 50)
 
 
 @activity

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
-from kit import Gate, World, history, kinds, until, until_async, until_status
+from kit import Gate, Through, World, history, kinds, until, until_async, until_status
 from mixed import CLIENTS, HOSTED, add, expected, run_mixed, sequence
 
 from perdure import (
@@ -21,6 +22,7 @@ from perdure.providers.contract import (
     Claimed,
     ClaimInstances,
     Done,
+    Operation,
     Provider,
     ReleaseInstance,
 )
@@ -395,3 +397,41 @@ async def test_stopping_while_the_node_is_being_replaced_leaves_nothing(
         go_on.set()
         await stopping
         assert await other.provider.nodes() == []
+
+
+@orchestration
+async def crowding(ctx: OrchestrationContext) -> int:
+    return len(await asyncio.gather(*(gated("crowd") for _ in range(6))))
+
+
+@activity
+def idle_thread() -> None:
+    """Gives the nodes a second lane, in which nothing ever waits."""
+
+
+async def test_nodes_do_not_wake_each_other_without_end_while_their_slots_are_full(
+    memory: World,
+) -> None:
+    gate = GATES["crowd"] = Gate()
+    through = [Through(memory.provider()) for _ in range(2)]
+    commits = 0
+
+    def count(batch: Sequence[Operation]) -> None:
+        nonlocal commits
+        commits += 1
+
+    for one in through:
+        one.before = count
+    hosted = (crowding, gated, idle_thread)
+    async with (
+        memory.runtime(*hosted, provider=through[0], max_activities=1) as runtime,
+        memory.runtime(*hosted, provider=through[1], max_activities=1),
+    ):
+        handle = await runtime.client.start_orchestration(crowding)
+        await gate.has(2)
+        await asyncio.sleep(0.1)
+        commits = 0
+        await asyncio.sleep(5)
+        assert commits < 20
+        gate.open()
+        assert await handle.result() == 6

@@ -283,7 +283,7 @@ async def spinning_and_catching(ctx: OrchestrationContext) -> str:
 def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "TICK_S", 0.05)
     monkeypatch.setattr(watchdog, "REPORT_S", 0.1)
-    monkeypatch.setattr("perdure.runtime.turns.RETRY_MS_MIN", 50)
+    monkeypatch.setattr("perdure.runtime.leaving.RETRY_MS_MIN", 50)
 
 
 @pytest.mark.usefixtures("attentive")

@@ -127,6 +127,14 @@ class Activities:
             lane.backlog = lane.surveyed = bool(lane.names)
             self._claim(lane)
 
+    def claimable(self) -> frozenset[str]:
+        """The names for which a slot is free. A full lane is not asked about: what waits for it
+        would have both lanes of every node look in vain, again and again."""
+        for lane in self.lanes.all:
+            if lane.taken >= lane.slots:
+                lane.backlog = True
+        return self.lanes.names_with_room()
+
     def _claim(self, lane: Lane) -> None:
         """Claim what waits in the queue, as far as slots are free."""
         node = self._node
@@ -171,7 +179,9 @@ class Activities:
             lane.taken += 1
             self._start_claimed(claim)
         for other in self.lanes.all:
-            if other.surveyed:
+            if other.backlog:
+                self._claim(other)
+            elif other.surveyed:
                 self._claim_alone(other)
 
     def _start_claimed(self, claim: ActivityClaim) -> None:

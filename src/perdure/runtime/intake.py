@@ -106,7 +106,7 @@ class Intake:
     async def _survey(self) -> None:
         node = self._node
         survey = await node.provider.survey(
-            node.node_id, node.registry.capabilities, frozenset(node.registry.activities)
+            node.node_id, node.registry.capabilities, self._activities.claimable()
         )
         wake_s = IDLE_POLL_S
         for mail in survey.mail:
@@ -158,7 +158,7 @@ class Intake:
         residents = [self._resident(acquired) for acquired in outcome.instances]
         if self._node.stopping:
             for resident in residents:
-                self._turns.release(resident)
+                self._turns.leaving.release(resident)
             return
         if alone and residents[0].attempt <= CLAIMS_MAX:
             self._node.alone = residents[0]
@@ -188,7 +188,7 @@ class Intake:
     def _poisoned(self, resident: Resident) -> bool:
         if resident.attempt <= CLAIMS_MAX:
             return False
-        self._turns.block(resident, Verdict("poison", _poison()))
+        self._turns.leaving.block(resident, Verdict("poison", _poison()))
         return True
 
     # Histories.
@@ -230,10 +230,10 @@ class Intake:
         try:
             history = [events.decode(line) for line in lines]
         except msgspec.DecodeError as error:
-            self._turns.block(resident, Verdict("incompatible_payload", error))
+            self._turns.leaving.block(resident, Verdict("incompatible_payload", error))
             return
         if not self._turns.start_execution(resident, history):
-            self._turns.release(resident)
+            self._turns.leaving.release(resident)
 
     # Others.
 

@@ -48,7 +48,15 @@ class Lanes:
             Lane(frozenset(coroutines), options.max_activities),
             Lane(frozenset(functions), options.max_threads),
         )
+        self._all_names = frozenset(registry.activities)
         self._by_name = {name: lane for lane in self.all for name in lane.names}
+
+    def names_with_room(self) -> frozenset[str]:
+        """The activities for which a slot is free."""
+        coroutines, functions = self.all
+        if functions.taken >= functions.slots:
+            return frozenset() if coroutines.taken >= coroutines.slots else coroutines.names
+        return functions.names if coroutines.taken >= coroutines.slots else self._all_names
 
     def of(self, name: str) -> Lane:
         return self._by_name[name]

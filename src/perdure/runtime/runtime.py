@@ -166,7 +166,7 @@ class _Parts:
         self._activities.deliver = self._turns.deliver
         self._activities.news = self._intake.news
         self._turns.reload = self._intake.reload
-        self._turns.news = self._intake.news
+        self._turns.news = self._turns.leaving.news = self._intake.news
 
     def start(self) -> None:
         self._watchdog.start()
@@ -178,7 +178,7 @@ class _Parts:
             await self._intake.stop()
             self._turns.timers.stop()
             await self._activities.stop(timeout_s)
-            self._turns.give_everything_back()
+            self._turns.leaving.give_everything_back()
             await self.node.committer.drain()
         finally:
             await self._watchdog.stop()

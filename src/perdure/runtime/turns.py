@@ -20,13 +20,13 @@ from perdure.providers.contract import (
     NextExecution,
     Outcome,
     Refused,
-    ReleaseInstance,
     Retention,
     Started,
     StartInstance,
 )
 from perdure.runtime.activities import Activities
 from perdure.runtime.effects import Plan, plan_turn, started_event
+from perdure.runtime.leaving import Leaving
 from perdure.runtime.node import Node, internal
 from perdure.runtime.residents import Delivery, Resident, resident_of
 from perdure.runtime.timers import Timers
@@ -34,8 +34,6 @@ from perdure.runtime.watchdog import TurnStuck, Watchdog
 
 SLICE_S = 0.005
 """How long turns run before the host loop gets its turn."""
-RETRY_MS_MIN = 1_000
-RETRY_MS_MAX = 60_000
 
 logger = logging.getLogger("perdure")
 
@@ -51,10 +49,9 @@ class Turns:
         self._node = node
         self._activities = activities
         self._watchdog = watchdog
+        self.leaving = Leaving(node, activities, watchdog, self.leave_alone)
         self._queue: deque[Resident] = deque()
         self._pumping = False
-        self._evicting = False
-        self._refusals: dict[int, int] = {}
         self.timers = Timers(node.provider, self.deliver)
 
     def deliver(self, resident: Resident, delivery: Delivery) -> None:
@@ -144,7 +141,7 @@ class Turns:
     def _settled(self, resident: Resident) -> None:
         resident.unsettled = False
         resident.repeated = False
-        self._refusals.pop(resident.key, None)
+        self.leaving.settled(resident)
         self.leave_alone(resident)
 
     def leave_alone(self, resident: Resident) -> None:
@@ -168,7 +165,7 @@ class Turns:
                 if self._watchdog.leave():
                     raise TurnStuck
         except TurnRefused as refused:
-            self.block(resident, refused.verdict, deliveries)
+            self.leaving.block(resident, refused.verdict, deliveries)
         except TurnInterrupted as interrupted:
             logger.warning("instance %s: turn repeated after %s", resident.instance_id, interrupted)
             resident.repeated = True
@@ -176,10 +173,14 @@ class Turns:
         except TurnStuck as stuck:
             # It may have been raised on the way into the first `leave`.
             self._watchdog.leave()
-            self.block(resident, Verdict("stuck", stuck.as_error()), deliveries, charge=True)
+            self.leaving.block(
+                resident, Verdict("stuck", stuck.as_error()), deliveries, charge=True
+            )
         except Exception as error:
             logger.exception("instance %s: the turn failed", resident.instance_id)
-            self.block(resident, Verdict("internal", internal(error)), deliveries, charge=True)
+            self.leaving.block(
+                resident, Verdict("internal", internal(error)), deliveries, charge=True
+            )
         else:
             self._commit(resident, turn, deliveries)
 
@@ -290,7 +291,7 @@ class Turns:
 
     def discard(self, resident: Resident) -> None:
         """Throw the copy in memory away; the store knows nothing of it."""
-        self._close(resident, resident.execution)
+        self.leaving.close(resident, resident.execution)
         resident.execution = None
 
     # What became of the commit.
@@ -319,10 +320,12 @@ class Turns:
             else:
                 self._lose(resident, deliveries)
         elif isinstance(outcome, StoreClosed):
-            self.forget(resident, [])
+            self.leaving.forget(resident, [])
         else:
             assert isinstance(outcome, BaseException)
-            self.block(resident, Verdict("internal", internal(outcome)), deliveries, charge=True)
+            self.leaving.block(
+                resident, Verdict("internal", internal(outcome)), deliveries, charge=True
+            )
 
     def _committed_late(
         self,
@@ -338,7 +341,7 @@ class Turns:
                     self._activities.launch(resident, activity)
         else:
             self._activities.not_inserted(operation.activities)
-            self._store_local(resident, deliveries)
+            self.leaving.store_local(resident, deliveries)
 
     def _applied(
         self,
@@ -373,11 +376,7 @@ class Turns:
         elif resident.pending:
             self.ready(resident)
         self._node.residents.touch(resident)
-        if self._node.residents.over_limit and not self._evicting:
-            # Once for all turns of a batch: looking for idle residents among thousands of busy
-            # ones after each turn would cost more than the turns.
-            self._evicting = True
-            self._node.loop.call_soon(self._evict_surplus)
+        self.leaving.evict_soon()
 
     def _count_dropped(self, resident: Resident, turn: Turn) -> None:
         # Once the turn is committed: one that is refused will come across the same messages again.
@@ -403,14 +402,14 @@ class Turns:
         resident = resident_of(start, key)
         self._node.residents.add(resident)
         if self._node.stopping or not self.start_execution(resident, []):
-            self.release(resident)
+            self.leaving.release(resident)
 
     def _ended(
         self, resident: Resident, operation: CommitTurn, turn: Turn, kept: list[Delivery]
     ) -> None:
         execution, resident.execution = resident.execution, None
         self._activities.abandon(resident)
-        self._close(resident, execution)
+        self.leaving.close(resident, execution)
         resident.timers.clear()
         if operation.next is None:
             resident.released = True
@@ -429,122 +428,23 @@ class Turns:
         resident.unsettled = True
         history = [events.decode(next_execution.started)]
         if not self.start_execution(resident, history):
-            self.release(resident)
+            self.leaving.release(resident)
 
     # Ways out other than the right end.
 
     def _reload(self, resident: Resident, deliveries: list[Delivery]) -> None:
         """Throw the copy in memory away and run the turn again from history, with the messages
         that it has not seen."""
-        self._close(resident, resident.execution)
+        self.leaving.close(resident, resident.execution)
         resident.execution = None
         resident.pending = deliveries + resident.pending
         self.reload(resident)
 
     def _lose(self, resident: Resident, deliveries: list[Delivery]) -> None:
         """The instance is no longer ours."""
-        self.forget(resident, deliveries)
+        self.leaving.forget(resident, deliveries)
         logger.warning("instance %s: taken over by another node", resident.instance_id)
         self.news()
-
-    def forget(self, resident: Resident, deliveries: list[Delivery]) -> None:
-        """Drop the copy in memory. In-memory completions become messages for the next owner."""
-        resident.released = True
-        self._node.residents.remove(resident)
-        self._close(resident, resident.execution)
-        resident.execution = None
-        resident.timers.clear()
-        self._store_local(resident, deliveries + resident.pending)
-        resident.pending = []
-        self.leave_alone(resident)
-
-    def _store_local(self, resident: Resident, deliveries: list[Delivery]) -> None:
-        for delivery in deliveries:
-            if delivery.local:
-                self._activities.store(resident.key, delivery)
-
-    def release(self, resident: Resident, charge: bool = False) -> None:
-        """Give an idle resident back; its parked instance is free for any node."""
-        due_ms = resident.stored_due_ms if resident.unsettled else resident.next_due_ms()
-        self.forget(resident, [])
-        self._node.committer.submit(
-            ReleaseInstance(
-                resident.key, resident.token, resident.mail, due_ms, charge=charge
-            ),
-            self._released,
-        )
-
-    def _released(self, outcome: Outcome | BaseException) -> None:
-        self._node.expect(outcome, "giving an instance back")
-        # A message may have come meanwhile, and nobody else here watches its timers any more.
-        self.news()
-
-    def give_everything_back(self) -> None:
-        """The node stops: nothing in memory is needed any more. What was claimed but never ran is
-        given back uncharged; the rest goes with the node."""
-        for resident in self._node.residents:
-            if resident.unsettled and resident.committing is None:
-                self.release(resident)
-            else:
-                self.forget(resident, [])
-
-    def block(
-        self,
-        resident: Resident,
-        verdict: Verdict,
-        deliveries: list[Delivery] | None = None,
-        charge: bool = False,
-    ) -> None:
-        """Give the instance back with the reason why it cannot go on now, to be tried again."""
-        logger.error(
-            "instance %s is blocked (%s): %s", resident.instance_id, verdict.reason, verdict.error
-        )
-        due_ms = resident.stored_due_ms
-        self.forget(resident, deliveries or [])
-        times = self._refusals[resident.key] = self._refusals.get(resident.key, 0) + 1
-        now_ms = self._node.provider.now_ms()
-        hold_ms = now_ms + min(RETRY_MS_MAX, RETRY_MS_MIN * 2 ** min(times - 1, 10))
-        self._node.committer.submit(
-            ReleaseInstance(
-                resident.key,
-                resident.token,
-                resident.mail,
-                now_ms if due_ms is None else due_ms,
-                charge=charge,
-                blocked=verdict.reason,
-                detail=str(verdict.error),
-                hold_ms=hold_ms,
-            ),
-            self._blocked,
-        )
-
-    def _blocked(self, outcome: Outcome | BaseException) -> None:
-        self._node.expect(outcome, "giving a blocked instance back")
-        self.news()
-
-    def _evict_surplus(self) -> None:
-        self._evicting = False
-        for resident in self._node.residents.surplus():
-            self.release(resident)
-
-    def _close(self, resident: Resident, execution: Execution | None) -> None:
-        if execution is None:
-            return
-        # Cleanup code of the user runs in there, and may block as a turn may.
-        self._watchdog.enter(resident.instance_id)
-        try:
-            stubborn = execution.close()
-        except TurnStuck:
-            stubborn = 1
-        finally:
-            self._watchdog.leave()
-        if stubborn:
-            self._node.counters["parked_coroutines"] += stubborn
-            logger.error(
-                "instance %s: %d coroutine(s) refuse to end (they swallow BaseException for ever)",
-                resident.instance_id,
-                stubborn,
-            )
 
 
 _KEPT = (work.ExternalRaised, work.CancelInstance)
