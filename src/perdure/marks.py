@@ -87,7 +87,8 @@ class Activity(Generic[P, R]):
 class Orchestration(Generic[P, R]):
     """A function marked with `@orchestration`.
 
-    function: the bare function. retention: which executions it keeps. takes_context: its first parameter is the OrchestrationContext.
+    function: the bare function. retention: which executions it keeps. takes_context: its first
+    parameter is the OrchestrationContext.
     """
 
     def __init__(

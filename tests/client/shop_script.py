@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 
 import perdure
 from perdure import OrchestrationContext
+
+SLEEPING = threading.Event()
 
 
 @perdure.activity
@@ -19,6 +22,7 @@ async def charge(order: str) -> str:
 @perdure.activity
 def sleep_in_thread() -> None:
     print("sleeping", flush=True)
+    SLEEPING.set()
     time.sleep(60)
 
 
@@ -39,9 +43,7 @@ async def stop_at_once(url: str) -> None:
     runtime = perdure.Runtime(url, [sleepy, sleep_in_thread])
     await runtime.start()
     await runtime.client.start_orchestration(sleepy, instance_id="sleepy")
-    while "ActivityScheduled" not in str(await runtime.client.read_history("sleepy")):
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(SLEEPING.wait)
     await runtime.stop(0)
     print("stopped", flush=True)
 

@@ -105,7 +105,7 @@ def test_bad_input_is_refused_before_anything_is_stored(sqlite: World) -> None:
     with pytest.raises(PayloadError):
         perdure.run(sqlite.url, checkout, 5)  # type: ignore[arg-type]  # that is the test
     with pytest.raises(TypeError):
-        perdure.run(sqlite.url, checkout)  # type: ignore[call-arg]  # that is the test
+        perdure.run(sqlite.url, checkout)  # type: ignore[arg-type]  # that is the test
     with pytest.raises(TypeError, match="is not an orchestration"):
         perdure.run(sqlite.url, charge, "o-1")  # mypy sees no difference; the call does
     assert not sqlite.path.exists()

@@ -93,7 +93,7 @@ def test_outside_its_block_it_says_so(sqlite: World) -> None:
 def test_a_store_that_cannot_be_opened_leaves_no_thread(sqlite: World) -> None:
     sqlite.path.mkdir()
     before = set(threading.enumerate())
-    with pytest.raises(Exception, match="store.db"), SyncClient(sqlite.url):
+    with pytest.raises(Exception, match=r"store\.db"), SyncClient(sqlite.url):
         pass
     for thread in set(threading.enumerate()) - before:
         thread.join(1)

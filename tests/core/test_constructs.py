@@ -105,6 +105,22 @@ def test_a_sleep_of_nothing_is_no_event_but_a_timer_of_nothing_is(delay: int) ->
     assert kinds(nothing) == ["TimerCreated 0", "TimerFired 2", "OrchestrationCompleted"]
 
 
+def test_a_callback_that_is_due_already_is_no_event() -> None:
+    async def due() -> list[str]:
+        loop = asyncio.get_running_loop()
+        seen: list[str] = []
+        loop.call_later(0, seen.append, "zero")
+        loop.call_later(-1, seen.append, "negative")
+        loop.call_at(loop.time(), seen.append, "now")
+        await asyncio.sleep(0)
+        return seen
+
+    world = play_everywhere(orchestration(due))
+
+    assert world.output == ["zero", "negative", "now"]
+    assert world.kinds == ["OrchestrationCompleted"]
+
+
 def test_a_call_later_is_a_durable_timer_that_can_be_cancelled() -> None:
     async def handles() -> list[str]:
         loop = asyncio.get_running_loop()

@@ -105,6 +105,28 @@ def test_nothing_has_an_effect_after_it(mode: Mode) -> None:
 
 
 @modes
+@pytest.mark.parametrize("renews", [False, True])
+def test_what_is_ready_when_it_ends_does_not_run(renews: bool, mode: Mode) -> None:
+    ran: list[str] = []
+
+    @orchestration
+    async def ends(ctx: OrchestrationContext, renews: bool) -> None:
+        async def other() -> None:
+            ran.append("task")
+
+        asyncio.create_task(other())
+        asyncio.get_running_loop().call_soon(ran.append, "callback")
+        if renews:
+            await ctx.continue_as_new(True)
+
+    world = World(ends, renews, mode=mode)
+    world.start()
+
+    assert world.ending is not None
+    assert ran == []
+
+
+@modes
 def test_a_step_that_asked_for_it_cannot_be_refused_any_more(mode: Mode) -> None:
     @orchestration
     async def careless(ctx: OrchestrationContext) -> None:

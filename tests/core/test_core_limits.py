@@ -252,6 +252,21 @@ def test_callbacks_are_counted_for_each_stimulus(monkeypatch: pytest.MonkeyPatch
     assert play_everywhere(steady).output is None
 
 
+@pytest.mark.parametrize(("callbacks", "ends"), [(20, True), (21, False)])
+def test_the_limit_is_the_number_of_callbacks(
+    callbacks: int, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.core.loop.TURN_CALLBACKS_MAX", 20)
+
+    @orchestration
+    async def steady() -> None:
+        # The first callback is the start.
+        for _ in range(callbacks - 1):
+            await asyncio.sleep(0)
+
+    assert (play_everywhere(steady).kinds == ["OrchestrationCompleted"]) is ends
+
+
 # Nesting.
 
 

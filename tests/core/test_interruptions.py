@@ -12,7 +12,7 @@ from driver import Mode, World
 
 from perdure import OrchestrationContext, orchestration
 from perdure.core.execution import TurnInterrupted
-from perdure.core.journal import INNOCENT, TurnAborted
+from perdure.core.journal import INNOCENT
 
 innocents = pytest.mark.parametrize("error", INNOCENT)
 places = pytest.mark.parametrize("place", ["main", "task", "group", "callback"])
@@ -40,7 +40,7 @@ async def struck(error: type[BaseException]) -> None:
     raise error
 
 
-ERRORS = {error.__name__: error for error in (*INNOCENT, TurnAborted)}
+ERRORS = {error.__name__: error for error in INNOCENT}
 
 
 @innocents
@@ -143,34 +143,6 @@ def test_a_durable_call_at_the_edge_of_the_stack_is_made_or_not() -> None:
     assert [event.event_id for event in world.history] == list(range(1, len(world.history) + 1))
     assert world.turns[0].actions[-1].id == len(world.history) - 1
     assert len(world.turns[0].actions) == len(world.history) - 2
-
-
-# Whoever runs the turn may abort it.
-
-
-@places
-@pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("repeated", [False, True])
-def test_an_abortion_leaves_the_turn_as_it_is(place: str, mode: Mode, repeated: bool) -> None:
-    world = World(strikes, "TurnAborted", place, mode=mode, repeated=repeated)
-    world.start()
-    length = len(world.history)
-    with pytest.raises(TurnAborted):
-        world.complete(2)
-
-    assert len(world.history) == length
-    assert world.close() == 0
-
-
-def test_an_abortion_in_a_task_that_nobody_asks_for_is_not_lost() -> None:
-    @orchestration
-    async def ignores() -> str:
-        task = asyncio.create_task(struck(TurnAborted))
-        await asyncio.wait([task])
-        return "ignored"
-
-    with pytest.raises(TurnAborted):
-        World(ignores).start()
 
 
 def test_the_error_of_a_user_that_is_no_exception_fails_the_orchestration() -> None:

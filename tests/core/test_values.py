@@ -178,6 +178,15 @@ def test_a_history_of_only_its_start_is_run_live(caplog: pytest.LogCaptureFixtur
     assert len(turn.actions) == 1
 
 
+def test_no_copy_of_the_history_is_kept_once_it_is_replayed() -> None:
+    world = World(logs, mode=Mode.EVICT)
+    world.start()
+    world.complete(2)
+
+    assert world.execution is not None
+    assert len(world.execution.journal.recorded) == 0
+
+
 def test_an_exception_that_nobody_asks_for_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
+from kill_ledger import Ledger
 
 import perdure
-from kill_ledger import Ledger
 from perdure import ActivityError, Client, OrchestrationContext, activity_context
 
 LAST = "last-"

@@ -35,8 +35,10 @@ from perdure.providers.contract import (
     Outcome,
     ParentLink,
     Provider,
+    PruneExecutions,
     ReleaseActivity,
     ReleaseInstance,
+    Retention,
     SendMessage,
     Started,
     StartInstance,
@@ -178,10 +180,13 @@ def turns(draw: st.DrawFn, of: Side, first: Any, now: int) -> Made:
         "set_due": draw(FLAGS),
         "due_ms": _at(draw(WHEN), now),
         "release": draw(st.sampled_from([False] * 6 + [True])),
+        "retention": draw(st.none() | retentions(now)),
     }
     names = draw(st.lists(st.tuples(st.sampled_from(["pay", "ship"]), FLAGS), max_size=3))
     timers = draw(st.lists(st.integers(0, 99), max_size=2))
-    ends: Any = draw(st.sampled_from([None] * 12 + ["completed", "failed", "cancelled", "next"]))
+    ends: Any = draw(
+        st.sampled_from([None] * 12 + ["completed", "failed", "cancelled"] + ["next"] * 4)
+    )
     output, error, version = draw(st.none() | BODIES), draw(st.none() | BODIES), draw(FLAGS)
     extra = draw(st.sampled_from([0, 0, 0, 0, 0, -1]))
 
@@ -244,12 +249,18 @@ def _at(relative: int | None, now: int) -> int | None:
     return None if relative is None else now + relative
 
 
+def retentions(now: int) -> st.SearchStrategy[Retention]:
+    times = st.none() | st.integers(now - 30, now)
+    return st.builds(Retention, st.integers(1, 3), times)
+
+
 def operations(side: Side, first: Any) -> st.SearchStrategy[Made]:
     now = side.world.clock.now
     keys = st.lists(st.sampled_from([1, 2, 2 * KEYS + 1, 2 * KEYS + 2]), max_size=3).map(tuple)
     plain: list[st.SearchStrategy[Any]] = [
         starts(),
         sends,
+        st.builds(PruneExecutions, IDS, retentions(now)),
         st.builds(NoteBlocked, keys, st.just("waiting"), st.just("detail")),
         st.builds(ClaimInstances, NODES, PAIRS, SMALL, FLAGS),
         st.builds(ClaimInstances, NODES, PAIRS, st.just(9)),

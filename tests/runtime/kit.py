@@ -12,10 +12,10 @@ import gc
 import logging
 import selectors
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from perdure import Client, Options, Runtime
 from perdure.core import events
@@ -25,6 +25,7 @@ from perdure.providers.sqlite import SqliteProvider
 from perdure.registry import Listed
 
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 EPOCH_MS = 1_700_000_000_000
 THREAD_GRACE_S = 0.05
@@ -67,7 +68,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """The same time as a store's clock."""
         return EPOCH_MS + int(self._jumping.jumped_s * 1000 + 1e-6)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*Ts], R], *args: *Ts
+    ) -> asyncio.Future[R]:
         self._jumping.busy_threads += 1
         future = super().run_in_executor(executor, func, *args)
         future.add_done_callback(self._thread_done)
@@ -107,7 +110,9 @@ class World:
             self._memory = MemoryStore(loop.now_ms)
         return MemoryProvider(self._memory)
 
-    def runtime(self, *functions: Listed, provider: Provider | None = None, **options: Any) -> Runtime:
+    def runtime(
+        self, *functions: Listed, provider: Provider | None = None, **options: Any
+    ) -> Runtime:
         """A runtime, as in a process of its own."""
         # In virtual time a long sleep must not look like a node that gives no sign of life.
         options.setdefault("lease_s", 3_600 if self.kind == "memory" else 10)
@@ -119,7 +124,9 @@ class World:
 
     def run(self, test: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """Run a coroutine test; fail if it leaves anything behind."""
-        return run_quietly(test, VirtualLoop if self.kind == "memory" else asyncio.SelectorEventLoop)
+        return run_quietly(
+            test, VirtualLoop if self.kind == "memory" else asyncio.SelectorEventLoop
+        )
 
 
 class Complaints(logging.Handler):
@@ -172,16 +179,41 @@ async def _with_patience(test: Callable[[], Coroutine[Any, Any, R]], patience_s:
 
 async def until(holds: Callable[[], Any], patience_s: float = 20.0) -> None:
     """Wait until something that is only to be seen from outside holds."""
-    async with asyncio.timeout(patience_s):
-        while not holds():
-            await asyncio.sleep(0.002)
+    await until_async(lambda: _at_once(holds()), patience_s)
 
 
 async def until_async(holds: Callable[[], Awaitable[Any]], patience_s: float = 20.0) -> None:
     """As `until`, for conditions that have to be awaited."""
     async with asyncio.timeout(patience_s):
-        while not await holds():
+        while True:
+            if await holds():
+                return
             await asyncio.sleep(0.002)
+
+
+async def _at_once(value: R) -> R:
+    return value
+
+
+async def until_recorded(
+    client: Client, instance_id: str, kind: str = "", number: int = 1, execution: int | None = None
+) -> None:
+    """Wait until a history has so many events, of one type if that is given."""
+
+    async def recorded() -> bool:
+        found = kinds(await client.read_history(instance_id, execution))
+        return (found.count(kind) if kind else len(found)) >= number
+
+    await until_async(recorded)
+
+
+async def until_execution(client: Client, instance_id: str, number: int) -> None:
+    """Wait until this is the current execution."""
+
+    async def reached() -> bool:
+        return (await client.get_instance(instance_id)).execution_id == number
+
+    await until_async(reached)
 
 
 async def until_status(client: Client, instance_id: str, *statuses: str) -> None:
@@ -271,15 +303,10 @@ class Gate:
         self.running += 1
         self.most = max(self.most, self.running)
         try:
-            while not self._open.is_set():
-                await asyncio.sleep(0.003)
+            await until(self._open.is_set, 3600)
         finally:
             self.running -= 1
 
     async def has(self, number: int) -> None:
         """Wait until so many have come."""
         await until(lambda: self.entered >= number)
-
-
-def rest_s(until_s: float) -> float:
-    return max(0.0, until_s - time.monotonic())

@@ -122,9 +122,7 @@ HOSTED = (
 )
 
 
-async def start_mixed(
-    client: Client, name: str, seeds: range
-) -> list[OrchestrationHandle[Any]]:
+async def start_mixed(client: Client, name: str, seeds: range) -> list[OrchestrationHandle[Any]]:
     """Start everything. name: under which the activities find the client."""
     CLIENTS[name] = client
     handles: list[OrchestrationHandle[Any]] = []

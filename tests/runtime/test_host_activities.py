@@ -1,4 +1,4 @@
-"""Activities: what they are given, how many run at once, and that nothing they do harms the host."""
+"""Activities: what they are given, how many run, and that nothing they do harms the host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytest
-from kit import Gate, Through, World, history, kinds, until
+from kit import Gate, Through, World, history, kinds, until, until_recorded
 
 from perdure import (
     ActivityError,
@@ -213,7 +213,8 @@ Way = Literal[
 
 @activity(name="harmful", raises=[CardDeclined])
 async def harmful(way: Way) -> int:
-    return await _harm(way)
+    found: int = await _harm(way)
+    return found
 
 
 async def _harm(way: Way) -> Any:
@@ -251,8 +252,9 @@ async def _harm(way: Way) -> Any:
             assert task is not None
             task.cancel()
             await asyncio.sleep(0)
-        case "memory":
+        case _:
             raise MemoryError
+    return None
 
 
 @activity(name="harmful_thread", raises=[CardDeclined])
@@ -489,8 +491,7 @@ async def test_a_completion_that_comes_too_late_is_counted(world: World) -> None
         client = runtime.client
         handle = await client.start_orchestration(racing, instance_id="r")
         await gate.has(1)
-        while "TimerFired" not in kinds(await client.read_history("r")):
-            await asyncio.sleep(0.002)
+        await until_recorded(client, "r", "TimerFired")
         gate.open()
         await until(lambda: runtime.counters.get("late_completion") == 1)
         await client.raise_event("r", "end")

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 import pytest
-from kit import World, history, kinds, until, until_blocked, until_status
+from kit import (
+    World,
+    history,
+    kinds,
+    until,
+    until_async,
+    until_blocked,
+    until_recorded,
+    until_status,
+)
 
 from perdure import (
     Client,
@@ -105,8 +115,7 @@ async def prepare(world: World) -> list[bytes]:
     async with world.runtime(as_deployed, echo) as runtime:
         client = runtime.client
         await client.start_orchestration(as_deployed, instance_id="c")
-        while "ExternalSubscribed" not in kinds(await client.read_history("c")):
-            await asyncio.sleep(0.002)
+        await until_recorded(client, "c", "ExternalSubscribed")
         return await client.provider.read_history("c")
 
 
@@ -114,7 +123,11 @@ async def prepare(world: World) -> list[bytes]:
     ("wrong", "reason", "detail"),
     [
         (another_input, "nondeterminism", ['input="one"', 'input="uno"', "another_input"]),
-        (another_order, "nondeterminism", ["ActivityScheduled", "ExternalSubscribed", "another_order"]),
+        (
+            another_order,
+            "nondeterminism",
+            ["ActivityScheduled", "ExternalSubscribed", "another_order"],
+        ),
         (one_call_less, "nondeterminism", ["ActivityScheduled"]),
         (over_at_once, "nondeterminism", ["ActivityScheduled", "OrchestrationCompleted"]),
         (one_call_more, "nondeterminism", ["ExternalSubscribed", '"more"', "one_call_more"]),
@@ -158,8 +171,11 @@ async def test_a_blocked_instance_is_tried_again_by_itself(memory: World) -> Non
         await until_blocked(client, "c")
         first = (await client.get_instance("c")).retry_ms
         assert first is not None
-        while (await client.get_instance("c")).retry_ms == first:
-            await asyncio.sleep(0.01)
+
+        async def tried_again() -> bool:
+            return (await client.get_instance("c")).retry_ms != first
+
+        await until_async(tried_again)
         second = (await client.get_instance("c")).retry_ms or 0
         assert second - first > 1_500, "the time between tries grows"
 
@@ -203,8 +219,7 @@ async def test_a_completion_for_an_instance_that_blocked_is_kept(world: World) -
         client = runtime.client
         await client.start_orchestration(right, instance_id="o")
         await until_status(client, "o", "running")
-        while len(await client.read_history("o")) < 3:
-            await asyncio.sleep(0.002)
+        await until_recorded(client, "o", number=3)
         ran += 1
         # The copy in memory goes, the activity runs on; the message makes the node replay.
         await block_by_mutation(runtime, wrong)
@@ -268,7 +283,7 @@ async def interrupted(ctx: OrchestrationContext) -> None:
 
 @orchestration
 async def never_idle(ctx: OrchestrationContext) -> None:
-    while True:
+    for _ in itertools.count():
         await asyncio.sleep(0)
 
 

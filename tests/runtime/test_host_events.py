@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from kit import World, history, kinds, until, until_status
+from kit import World, history, kinds, until, until_recorded, until_status
 
 from perdure import (
     InvalidTimer,
@@ -36,8 +36,7 @@ async def test_an_event_that_nobody_waits_for_is_dropped_and_counted(world: Worl
         await client.raise_event("l", "second", "too early")
         await until(lambda: runtime.counters.get("no_subscription") == 1)
         await client.raise_event("l", "first")
-        while len(await client.read_history("l")) < 4:
-            await asyncio.sleep(0.002)
+        await until_recorded(client, "l", number=4)
         await client.raise_event("l", "second", "in time")
 
         assert await handle.result() == "in time"
@@ -156,8 +155,7 @@ async def test_cancelled_timers_leave_no_row(world: World) -> None:
     async with world.runtime(timing_out, echo) as runtime:
         client = runtime.client
         handle = await client.start_orchestration(timing_out, instance_id="t")
-        while "ExternalSubscribed" not in kinds(await client.read_history("t")):
-            await asyncio.sleep(0.002)
+        await until_recorded(client, "t", "ExternalSubscribed")
 
         row = (await client.provider.get_instances(["t"]))["t"]
         assert row.due_ms is None
@@ -168,7 +166,9 @@ async def test_cancelled_timers_leave_no_row(world: World) -> None:
 
 @orchestration
 async def deadline(ctx: OrchestrationContext) -> str:
-    position, _ = await ctx.select(ctx.schedule_wait("approve"), ctx.schedule_timer(timedelta(seconds=5)))
+    position, _ = await ctx.select(
+        ctx.schedule_wait("approve"), ctx.schedule_timer(timedelta(seconds=5))
+    )
     return "too late" if position else "approved"
 
 

@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 
 import pytest
-from kit import Through, World, history, kinds, until_status
+from kit import Through, World, history, kinds, until_execution, until_recorded, until_status
 
 from perdure import (
     InstanceNotFound,
     OrchestrationContext,
-    Runtime,
     activity,
     orchestration,
 )
@@ -100,9 +99,10 @@ async def test_continuing_without_an_await_is_one_commit_each(world: World) -> N
             *(client.start_orchestration(countdown, 2) for _ in range(10))
         )
 
-        assert await asyncio.gather(*(other.final_result() for other in others)) == [
-            "execution 3"
-        ] * 10
+        assert (
+            await asyncio.gather(*(other.final_result() for other in others))
+            == ["execution 3"] * 10
+        )
         assert await spin.final_result() == 51
         assert most > 1
 
@@ -183,25 +183,18 @@ async def test_a_version_that_only_another_node_has_is_handed_over(world: World)
     async with world.runtime(job_v1), world.runtime(job_v2) as new:
         client = new.client
         handle = await client.start_orchestration(job_v2, 5, instance_id="j")
-        while (await client.get_instance("j")).execution_id != 2:
-            await asyncio.sleep(0.002)
-        await until_events(new, "j", 2, 2)
+        await until_execution(client, "j", 2)
+        await until_recorded(client, "j", "ExternalSubscribed", execution=2)
         await client.raise_event("j", "go")
-        while (await client.get_instance("j")).execution_id != 3:
-            await asyncio.sleep(0.002)
+        await until_execution(client, "j", 3)
+        await until_recorded(client, "j", "ExternalSubscribed", execution=3)
         await client.raise_event("j", "go")
         # Version 1 continues as the latest that its own node knows, which is version 1.
-        while (await client.get_instance("j")).execution_id != 4:
-            await asyncio.sleep(0.002)
+        await until_execution(client, "j", 4)
         assert [one.version for one in await client.list_executions("j")] == ["2", "1", "1", "1"]
         await client.cancel_instance("j")
         assert (await client.wait_for_orchestration("j")).status == "cancelled"
         assert await handle.result() is None
-
-
-async def until_events(runtime: Runtime, instance_id: str, execution: int, number: int) -> None:
-    while len(await runtime.client.read_history(instance_id, execution)) < number:
-        await asyncio.sleep(0.002)
 
 
 @activity
@@ -216,7 +209,6 @@ async def leaving_things_open(ctx: OrchestrationContext, again: bool = True) -> 
     if again:
         for number in range(3):
             slow(f"old {number}")
-        for number in range(3):
             ctx.schedule_timer(0.002)
         await ctx.schedule_wait("on")
         return await ctx.continue_as_new(False)

@@ -6,7 +6,7 @@ import asyncio
 
 import msgspec
 import pytest
-from kit import World, history, kinds, until, until_status
+from kit import World, history, kinds, until, until_recorded, until_status
 
 from perdure import (
     Client,
@@ -89,7 +89,7 @@ async def test_bad_messages_in_one_inbox_are_dropped_alone_and_counted(world: Wo
         client = runtime.client
         handle = await client.start_orchestration(patient, instance_id="p")
         await client.raise_event("p", "say", "one")
-        await until_events(client, "p", 6)
+        await until_recorded(client, "p", number=6)
         null = events.Payload(b"null")
 
         await inject(client, "p", b"\xff\x00 no message")
@@ -106,7 +106,7 @@ async def test_bad_messages_in_one_inbox_are_dropped_alone_and_counted(world: Wo
         await inject(client, "p", work.TimerFired(1, open_wait, 0))
         await inject(client, "p", work.SubOrchCompleted(1, open_wait, null))
         await client.raise_event("p", "say", "two")
-        await until_events(client, "p", 10)
+        await until_recorded(client, "p", number=10)
         await client.raise_event("p", "say", "stop")
         other = await client.start_orchestration(waiting, instance_id="w")
         await until_status(client, "w", "running")
@@ -120,12 +120,6 @@ async def test_bad_messages_in_one_inbox_are_dropped_alone_and_counted(world: Wo
             "stale_execution": 1,
             "unexpected_kind": 2,
         }
-
-
-async def until_events(client: Client, instance_id: str, number: int) -> None:
-    """Wait until the history has so many events."""
-    while len(await client.read_history(instance_id)) < number:
-        await asyncio.sleep(0.002)
 
 
 async def test_messages_left_unread_at_the_end_are_counted(world: World) -> None:
@@ -165,7 +159,7 @@ async def test_a_payload_survives_as_it_was_sent(world: World) -> None:
         client = runtime.client
         handle = await client.start_orchestration(patient, instance_id="p")
         await client.raise_event("p", "say", text)
-        await until_events(client, "p", 6)
+        await until_recorded(client, "p", number=6)
         await client.raise_event("p", "say", "stop")
 
         assert await handle.result() == [text]

@@ -10,14 +10,13 @@ from kit import Gate, Through, World, history, kinds, until, until_async, until_
 from mixed import CLIENTS, HOSTED, add, expected, run_mixed, sequence
 
 from perdure import (
-    Client,
     OrchestrationContext,
     Runtime,
     activity,
     activity_context,
     orchestration,
 )
-from perdure.core import events
+from perdure.errors import StoreUnavailable
 from perdure.providers.contract import (
     Claimed,
     ClaimInstances,
@@ -26,7 +25,6 @@ from perdure.providers.contract import (
     Provider,
     ReleaseInstance,
 )
-from perdure.errors import StoreUnavailable
 from perdure.runtime import watchdog
 
 GATES: dict[str, Gate] = {}
@@ -148,7 +146,9 @@ async def test_a_refused_commit_has_no_effect_and_the_work_goes_on_at_the_new_ow
     gate = GATES["stolen"] = Gate()
     thief = world.provider()
     await thief.open()
-    async with world.runtime(stolen, gated, noting, sequence, add, *HOSTED[1:2], max_activities=3) as runtime:
+    async with world.runtime(
+        stolen, gated, noting, sequence, add, *HOSTED[1:2], max_activities=3
+    ) as runtime:
         client = runtime.client
         handle = await client.start_orchestration(stolen, instance_id="s")
         await gate.has(1)
@@ -309,7 +309,6 @@ async def test_a_client_elsewhere_gets_results(world: World) -> None:
         handles = [await client.start_orchestration(sequence, seed) for seed in range(10)]
 
         assert [await handle.result() for handle in handles] == [seed + 11 for seed in range(10)]
-        assert [await handle.result(timeout=1) for handle in handles][0] == 11
 
 
 async def test_a_node_that_was_declared_dead_starts_again_as_a_new_one(

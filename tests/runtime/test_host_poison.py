@@ -1,4 +1,4 @@
-"""Work that kills its process: found out after ten claims, and nothing else is condemned with it."""
+"""Work that kills its process: found out after ten claims; nothing else is condemned with it."""
 
 from __future__ import annotations
 

@@ -84,9 +84,7 @@ async def test_if_exists_return_gives_the_handle_of_the_existing_instance(world:
         client = runtime.client
         await (await client.start_orchestration(doubled, 21, instance_id="d")).result()
 
-        again = await client.start_orchestration(
-            doubled, 100, instance_id="d", if_exists="return"
-        )
+        again = await client.start_orchestration(doubled, 100, instance_id="d", if_exists="return")
 
         assert not again.created
         assert await again.result() == 42

@@ -1,4 +1,4 @@
-"""Graceful stop, outages of the store, stuck turns: what is under way is neither lost nor charged."""
+"""Graceful stop, outages, stuck turns: what is under way is neither lost nor charged."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from perdure.core.journal import (
     INNOCENT,
     ExecutionClosed,
     Journal,
-    TurnAborted,
     TurnRefused,
     describe,
 )
@@ -233,8 +232,6 @@ class Execution:
     def _check_void(self) -> None:
         if self.journal.verdict is not None:
             raise TurnRefused(self.journal.verdict) from None
-        if isinstance(self._interrupted, TurnAborted):
-            raise self._interrupted
         if self._interrupted is not None:
             raise TurnInterrupted(repr(self._interrupted))
 
@@ -281,8 +278,9 @@ class Execution:
     def _raised(self, error: BaseException) -> None:
         if self._is_over():
             return
-        if isinstance(error, TurnAborted) or (_is_innocent(error) and not self._repeated):
-            self.interrupt(error)
+        if _is_innocent(error) and not self._repeated:
+            self._interrupted = error
+            self.journal.closed = True
         elif isinstance(error, asyncio.CancelledError) and self._cancel_reason is not None:
             for child in self.requests.children():
                 child.cancel()
@@ -407,11 +405,6 @@ class Execution:
         )
         self.journal.judge("forbidden_operation", error)
         raise error
-
-    def interrupt(self, error: BaseException) -> None:
-        if not self.journal.closed:
-            self._interrupted = error
-            self.journal.closed = True
 
     def create_timer(self, delay_s: float, fire: Callable[[], object]) -> DurableTimer:
         return self.requests.create_timer(delay_s, fire)

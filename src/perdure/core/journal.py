@@ -36,10 +36,6 @@ class ExecutionClosed(BaseException):
     """Raised by every durable call of an execution that is being thrown away."""
 
 
-class TurnAborted(BaseException):
-    """For whoever runs a turn to raise inside it: it leaves the turn as it is, which is void."""
-
-
 INNOCENT = (KeyboardInterrupt, SystemExit, MemoryError, RecursionError)
 """What may end a turn without being its fault: the turn is run once more before it counts."""
 
@@ -160,19 +156,22 @@ class Journal:
             return
         if type(action) not in _UNLIMITED:
             self._check_limits()
-        recorded = self.next_recorded()
-        at_ms = self.timestamp_ms if recorded is None else recorded.timestamp_ms
-        event = _EVENT_OF[type(action)](action, at_ms)
-        if recorded is not None:
-            if not _equal(recorded, event, same):
-                self.mismatch(_shown(recorded), _shown(event))
-        elif self.replaying:
-            self.mismatch(_THE_END, _shown(event))
+        if self.next_id <= len(self.recorded):
+            self._match(action, same)
         else:
+            event = _EVENT_OF[type(action)](action, self.timestamp_ms)
+            if self.replaying:
+                self.mismatch(_THE_END, _shown(event))
             self.events.append(event)
             self.actions.append(action)
         self.decisions += 1
         self.next_id += 1
+
+    def _match(self, action: actions.AnyAction, same: Same | None) -> None:
+        recorded = self.recorded[self.next_id - 1]
+        event = _EVENT_OF[type(action)](action, recorded.timestamp_ms)
+        if not _equal(recorded, event, same):
+            self.mismatch(_shown(recorded), _shown(event))
 
     def conclude(
         self, ending: events.AnyEvent, same: Same | None = None, location: str = ""

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVarTuple
 
 from perdure.core.frames import awaited_future, suspended_line
 from perdure.core.futures import DurableFuture, DurableTimer, LoopFuture, LoopTask
-from perdure.core.journal import INNOCENT, Journal, TurnAborted
+from perdure.core.journal import INNOCENT, Journal
 from perdure.errors import TurnLimitExceeded
 from perdure.limits import TURN_CALLBACKS_MAX
 
@@ -41,9 +41,6 @@ class LoopHost(Protocol):
         location: the line that did it, if it is not the one that is running. Of a closed
         execution it is refused like a durable call (see Journal.refuse).
         """
-
-    def interrupt(self, error: BaseException) -> None:
-        """Make the turn void."""
 
     def create_timer(self, delay_s: float, fire: Callable[[], object]) -> DurableTimer:
         """A durable timer that calls `fire` when it fires."""
@@ -113,7 +110,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 )
             try:
                 entry.context.run(entry.callback, *entry.args)
-            except (*INNOCENT, TurnAborted):
+            except INNOCENT:
                 raise
             except BaseException as error:
                 self.call_exception_handler(
@@ -230,9 +227,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return task
 
     def _forget_task(self, task: Any) -> None:
-        del self.tasks[task]
-        if isinstance(task._exception, TurnAborted):
-            self._host.interrupt(task._exception)
+        self.tasks.pop(task, None)
 
     def get_debug(self) -> bool:
         return False

@@ -146,12 +146,14 @@ class Committer:
         # thread then work at the same time.
         self.flush()
         self.gather()
-        for (operation, done), outcome in zip(batch, outcomes, strict=True):
-            if type(outcome) is Committed:
-                assert isinstance(operation, CommitTurn)
-                self.ended(operation)
-            self._tell(done, outcome)
-        self.flush()
+        try:
+            for (operation, done), outcome in zip(batch, outcomes, strict=True):
+                if type(outcome) is Committed:
+                    assert isinstance(operation, CommitTurn)
+                    self.ended(operation)
+                self._tell(done, outcome)
+        finally:
+            self.flush()
         if not self._in_flight:
             self._idle.set()
 

@@ -93,12 +93,14 @@ class Plan:
         """The row behind a delivery goes. One of an earlier execution has none, and its event id
         may stand for something else in this one."""
         item = delivery.item
+        if not isinstance(item, work.TimerFired | work.ActivityCompleted | work.ActivityFailed):
+            return
+        if item.execution_id != self._resident.execution_id:
+            return
         if isinstance(item, work.TimerFired):
-            if item.execution_id == self._resident.execution_id:
-                self.timers_gone.append(item.source_event_id)
-        elif delivery.local and isinstance(item, work.ActivityCompleted | work.ActivityFailed):
-            if item.execution_id == self._resident.execution_id:
-                self.activities_gone.append(item.source_event_id)
+            self.timers_gone.append(item.source_event_id)
+        elif delivery.local:
+            self.activities_gone.append(item.source_event_id)
 
     def decided(self, action: actions.AnyAction) -> None:
         if isinstance(action, actions.CallActivity):

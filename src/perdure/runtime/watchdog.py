@@ -8,6 +8,7 @@ turn_timeout, and if that does not help the lease is no longer renewed, so that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import sys
@@ -59,8 +60,10 @@ class Watchdog:
         self._interrupted = False
         self._reported = False
         self._target = threading.get_ident()
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="perdure-watchdog", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="perdure-watchdog", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -71,9 +74,9 @@ class Watchdog:
         if not self._thread.is_alive():
             return
         self._thread.join(JOIN_S)
-        # A heartbeat may have to wait for the store's write lock; the loop must not.
-        while self._thread.is_alive():
-            await asyncio.sleep(JOIN_S)
+        if self._thread.is_alive():
+            # A heartbeat may have to wait for the store's write lock; the loop must not.
+            await self._ended.wait()
 
     def enter(self, instance_id: str) -> None:
         """A turn of this instance begins."""
@@ -94,6 +97,14 @@ class Watchdog:
                 )
             self._interrupted = self._reported = False
         return interrupted
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        finally:
+            # A loop that is closed has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._ended.set)
 
     def _watch(self) -> None:
         beat_at = time.monotonic()

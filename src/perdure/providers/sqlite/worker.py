@@ -16,7 +16,7 @@ T = TypeVar("T")
 Work = Callable[[], Any]
 
 
-POLL_S = 0.025
+POLL_S = 0.04
 
 
 class Worker:
