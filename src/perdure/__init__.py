@@ -1,46 +1,50 @@
 """Durable orchestration for Python: `async def` that survives crashes, restarts, deployments."""
 
-from perdure.client.client import Client
-from perdure.client.handles import OrchestrationHandle
-from perdure.client.models import ExecutionInfo, Instance, PruneResult
-from perdure.client.sync import SyncClient
-from perdure.core.context import OrchestrationContext
-from perdure.core.futures import DurableFuture
-from perdure.errors import (
-    ActivityError,
-    ForbiddenOperation,
-    ForkedStoreError,
-    HistoryLimitExceeded,
-    InstanceAlreadyExists,
-    InstanceNotFound,
-    InstanceTerminal,
-    InternalError,
-    InvalidName,
-    InvalidTimer,
-    LimitExceeded,
-    NestingTooDeep,
-    NondeterminismError,
-    NotInOrchestration,
-    OrchestrationFailedError,
-    PayloadError,
-    PayloadTooLarge,
-    PerdureError,
-    ProviderError,
-    RecordedFailure,
-    RegistrationError,
-    StoreClosed,
-    StoreTooNew,
-    StoreUnavailable,
-    SubOrchestrationError,
-    TooManyPending,
-    TurnLimitExceeded,
-)
-from perdure.marks import activity, context, orchestration
-from perdure.retention import PruneOptions
-from perdure.run import run
-from perdure.runtime.activity_context import ActivityContext, activity_context
-from perdure.runtime.options import Options
-from perdure.runtime.runtime import Runtime
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.client.client import Client
+    from perdure.client.handles import OrchestrationHandle
+    from perdure.client.models import ExecutionInfo, Instance, PruneResult
+    from perdure.client.sync import SyncClient
+    from perdure.core.context import OrchestrationContext
+    from perdure.core.futures import DurableFuture
+    from perdure.errors import (
+        ActivityError,
+        ForbiddenOperation,
+        ForkedStoreError,
+        HistoryLimitExceeded,
+        InstanceAlreadyExists,
+        InstanceNotFound,
+        InstanceTerminal,
+        InternalError,
+        InvalidName,
+        InvalidTimer,
+        LimitExceeded,
+        NestingTooDeep,
+        NondeterminismError,
+        NotInOrchestration,
+        OrchestrationFailedError,
+        PayloadError,
+        PayloadTooLarge,
+        PerdureError,
+        ProviderError,
+        RecordedFailure,
+        RegistrationError,
+        StoreClosed,
+        StoreTooNew,
+        StoreUnavailable,
+        SubOrchestrationError,
+        TooManyPending,
+        TurnLimitExceeded,
+    )
+    from perdure.marks import activity, context, orchestration
+    from perdure.retention import PruneOptions
+    from perdure.running import run
+    from perdure.runtime.activity_context import ActivityContext, activity_context
+    from perdure.runtime.options import Options
+    from perdure.runtime.runtime import Runtime
 
 __version__ = "0.1.0"
 
@@ -90,3 +94,34 @@ __all__ = [
     "orchestration",
     "run",
 ]
+
+_MODULES = {
+    "client.client": "Client",
+    "client.handles": "OrchestrationHandle",
+    "client.models": "ExecutionInfo Instance PruneResult",
+    "client.sync": "SyncClient",
+    "core.context": "OrchestrationContext",
+    "core.futures": "DurableFuture",
+    "marks": "activity context orchestration",
+    "retention": "PruneOptions",
+    "running": "run",
+    "runtime.activity_context": "ActivityContext activity_context",
+    "runtime.options": "Options",
+    "runtime.runtime": "Runtime",
+}
+"""Where the public names are that are no errors. They are loaded when they are first used:
+`import perdure` costs a program that needs little of it (a client, a command) nearly nothing."""
+
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

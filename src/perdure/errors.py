@@ -111,10 +111,10 @@ class NondeterminismError(PerdureError):
 
     def __str__(self) -> str:
         lines = [
+            self.hint,
             f"at event {self.event_id} the history has {self.expected}",
             f"but the code made {self.found}",
             f"at {self.location}" if self.location else "",
-            self.hint,
             "last events that matched: " + ", ".join(self.matched) if self.matched else "",
             "deploy code that makes the recorded decisions, or give the change a new version",
         ]

@@ -44,6 +44,11 @@ SETTLED: dict[type[Any], str] = {
     events.SubOrchestrationScheduled: "child",
 }
 """The events that open a request."""
+WITH_INPUT = (
+    events.ActivityScheduled,
+    events.SubOrchestrationScheduled,
+    events.OrchestrationContinuedAsNew,
+)
 
 
 def raw(value: Any) -> msgspec.Raw:
@@ -153,6 +158,12 @@ class World:
     def kinds(self) -> list[str]:
         """The history in brief, without its first event."""
         return [brief(event) for event in self.history[1:]]
+
+    def input_of(self, event_id: int) -> Any:
+        """The decoded input that an event of the history carries."""
+        event = self.history[event_id - 1]
+        assert isinstance(event, WITH_INPUT), event
+        return value_of(event.input)
 
     @property
     def open(self) -> dict[int, events.AnyEvent]:
@@ -299,8 +310,7 @@ class World:
             return self.fire(source)
         if isinstance(event, events.ExternalSubscribed):
             return self.raise_event(event.name, event.name)
-        assert isinstance(event, events.ActivityScheduled | events.SubOrchestrationScheduled)
-        return self.complete(source, value_of(event.input))
+        return self.complete(source, self.input_of(source))
 
 
 def play(orchestration: AnyOrchestration, *args: Any, mode: Mode = Mode.RESIDENT) -> World:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from constructs import act, child
@@ -65,7 +65,7 @@ class Interpreter:
 
     async def told(self, what: str) -> None:
         ctx = self.ctx
-        values = {
+        values: dict[str, Callable[[], Any]] = {
             "now": lambda: ctx.now().isoformat(),
             "guid": lambda: str(ctx.new_guid()),
             "random": lambda: ctx.random.randrange(1_000),
@@ -179,7 +179,7 @@ class Interpreter:
         await producer
 
     async def generated(self, leaves: list[Block]) -> None:
-        async def results() -> AsyncIterator[Any]:
+        async def results() -> AsyncGenerator[Any, None]:
             try:
                 for leaf in leaves:
                     yield await self.leaf(*leaf)

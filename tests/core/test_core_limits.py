@@ -70,7 +70,7 @@ def test_it_is_each_stimulus_that_may_make_as_many(monkeypatch: pytest.MonkeyPat
 
 @orchestration
 async def goes_on_after_a_limit(ctx: OrchestrationContext) -> list[Any]:
-    futures = []
+    futures: list[Any] = []
     caught = ""
     while not caught:
         try:

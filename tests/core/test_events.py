@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 import pytest
 
@@ -95,7 +97,7 @@ def test_an_event_is_one_line_that_comes_back_as_it_was(kind: type[events.Event]
 
 
 def test_every_event_has_its_line() -> None:
-    assert set(LINES) == set(events.AnyEvent.__args__)
+    assert set(LINES) == set(get_args(events.AnyEvent))
 
 
 def test_what_says_nothing_is_left_out() -> None:

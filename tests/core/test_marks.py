@@ -58,7 +58,7 @@ class Mailer:
 
 
 def test_a_mark_keeps_the_function_and_its_name() -> None:
-    assert (charge.name, charge.__doc__, charge.__name__) == ("charge", "Charges.", "charge")
+    assert (charge.name, charge.__doc__) == ("charge", "Charges.")
     assert (send_mail.name, send_mail.raises) == ("send-mail", (ValueError,))
     assert (charge.is_async, send_mail.is_async) == (True, False)
     assert (shop.name, shop.version, shop.takes_context) == ("shop", "1", True)
@@ -87,7 +87,7 @@ def test_a_call_inside_is_a_durable_call() -> None:
     world.complete(2, "paid")
 
     assert world.output == "paid"
-    assert bytes(world.history[1].input) == b'{"order":"o-1","amount":2}'
+    assert world.input_of(2) == {"order": "o-1", "amount": 2}
 
 
 def test_a_method_is_bound_to_its_object() -> None:
@@ -96,7 +96,7 @@ def test_a_method_is_bound_to_its_object() -> None:
     world.start()
 
     assert mailer.newsletter.takes_context
-    assert bytes(world.history[1].input) == b'"you"'
+    assert world.input_of(2) == "you"
     world.complete(2, "sent")
     assert world.output == "me: sent"
 
@@ -113,11 +113,8 @@ def test_the_context_is_known_by_whatever_name_it_was_imported() -> None:
     @orchestration
     async def second(n: int, ctx: Context) -> None: ...
 
-    @orchestration
-    async def bare(ctx, n: int) -> None: ...
-
     assert [local.takes_context, quoted.takes_context] == [True, True]
-    assert [second.takes_context, bare.takes_context] == [False, False]
+    assert second.takes_context is False
 
 
 async def generator() -> AsyncIterator[int]:
@@ -151,7 +148,7 @@ def test_what_cannot_be_hosted_is_refused_where_it_is_marked(
 @pytest.mark.parametrize(
     "options", [{"name": "x" * 201}, {"version": "one"}, {"version": "1."}, {"name": "a\nb"}]
 )
-def test_a_bad_name_or_version_is_refused_where_it_is_marked(options: dict[str, str]) -> None:
+def test_a_bad_name_or_version_is_refused_where_it_is_marked(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidName):
         orchestration(**options)(shop.function)
 

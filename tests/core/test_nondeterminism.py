@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from constructs import act, child
-from driver import Mode, World, stored
+from driver import START_MS, Mode, World, stored
 
 from perdure import NondeterminismError, OrchestrationContext, activity, orchestration
 from perdure.core import events
@@ -572,6 +572,24 @@ def test_a_history_that_does_not_begin_with_its_start_is_a_mismatch() -> None:
     twice = [first, msgspec.structs.replace(first, event_id=2)]
 
     assert "OrchestrationStarted" in verdict(base, twice).expected
+
+
+def test_an_old_history_with_a_parent_link_replays_and_goes_on() -> None:
+    async def one(ctx: OrchestrationContext) -> Any:
+        return await act(ctx.history_length)
+
+    at_ms = START_MS
+    world = World(marked(one))
+    world.start()
+    world.history[1:] = [
+        events.ParentLinked(2, at_ms, "parent", 7),
+        events.ActivityScheduled(3, at_ms, "act", msgspec.Raw(b"2")),
+    ]
+    world.close()
+    world.complete(3, "done")
+
+    assert world.output == "done"
+    assert world.replayed().ended
 
 
 # Payloads that no longer decode.

@@ -6,11 +6,11 @@ import contextlib
 import itertools
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
-from driver import Mode, World, lines, stored, value_of
+from driver import Mode, World, lines, stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import EVENTS, FAILS, interpret, programs
@@ -64,10 +64,10 @@ class Chances:
             item: work.AnyWorkItem = world.firing(source)
         elif isinstance(event, events.ExternalSubscribed):
             return work.ExternalRaised(event.name, msgspec.Raw(b'"raised"'))
-        elif FAILS in bytes(event.input).decode():
+        elif FAILS in str(world.input_of(source)):
             item = world.failure(source)
         else:
-            item = world.completion(source, value_of(event.input))
+            item = world.completion(source, world.input_of(source))
         self._answered.append(item)
         return item
 
@@ -92,7 +92,7 @@ def renewed(world: World) -> list[work.AnyWorkItem]:
     """Go on after ContinueAsNew; returns the messages that stay for the new execution."""
     if not isinstance(world.ending, events.OrchestrationContinuedAsNew):
         return []
-    kept = [item for item in world.unread if isinstance(item, KEPT)]
+    kept: list[work.AnyWorkItem] = [item for item in world.unread if isinstance(item, KEPT)]
     world.next_execution()
     world.step()
     return kept
@@ -252,14 +252,13 @@ def damaged(history: Sequence[events.AnyEvent], chance: random.Random) -> list[e
     elif kind == "repeat":
         found.insert(chance.randrange(len(found) + 1), found[at])
     elif kind == "strange":
-        found[at] = chance.choice(
-            [
-                events.CancelRequested(at + 1, 0, "strange"),
-                events.ParentLinked(at + 1, 0, "parent", 1),
-                events.TimerFired(at + 1, 0, chance.randrange(9), 0),
-                events.OrchestrationCompleted(at + 1, 0, events.NULL),
-            ]
-        )
+        strange: list[events.AnyEvent] = [
+            events.CancelRequested(at + 1, 0, "strange"),
+            events.ParentLinked(at + 1, 0, "parent", 1),
+            events.TimerFired(at + 1, 0, chance.randrange(9), 0),
+            events.OrchestrationCompleted(at + 1, 0, events.NULL),
+        ]
+        found[at] = chance.choice(strange)
     else:
         found[at] = changed(found[at], chance)
     if chance.random() < 0.5:
@@ -307,7 +306,7 @@ def test_programs_reach_every_kind_of_event() -> None:
             reached.update(type(event).__name__ for event in history)
 
     collect()
-    everything = {kind.__name__ for kind in events.AnyEvent.__args__}
+    everything = {kind.__name__ for kind in get_args(events.AnyEvent)}
 
     assert everything - reached <= {"ParentLinked"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
+import logging.handlers
 import subprocess
 import sys
 import time
@@ -30,8 +30,8 @@ def silence() -> Iterator[None]:
     """Nothing is warned of, logged, or raised where nobody sees it; not at collection either."""
     unraisable: list[Any] = []
     logged: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = logged.append
+    handler = logging.handlers.BufferingHandler(capacity=1_000)
+    handler.buffer = logged
     root = logging.getLogger()
     root.addHandler(handler)
     before, sys.unraisablehook = sys.unraisablehook, unraisable.append

@@ -268,7 +268,9 @@ def test_a_child_id_may_be_given() -> None:
     scheduled = child_ids(world)
 
     assert scheduled == ["first", "second", "third"]
-    assert world.history[2].version == "3"
+    second = world.history[2]
+    assert isinstance(second, events.SubOrchestrationScheduled)
+    assert second.version == "3"
 
 
 # Elsewhere.

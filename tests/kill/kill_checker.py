@@ -79,11 +79,14 @@ def _start_faults(seen: Seen) -> Iterator[str]:
         yield "one instance id stands for two instances"
     intended: set[str] = set()
     acknowledged: set[str] = set()
+    late: set[tuple[int, str]] = set()
     for line in seen.lines:
         if line.word == "intent" and line.args[0] == "start":
             intended.add(line.args[1])
+            if line.args[1] in acknowledged:
+                late.add((line.pid, line.args[1]))
         elif line.word == "ok" and line.args[0] == "start":
-            if line.args[1] in acknowledged and line.args[2] == "new":
+            if line.args[2] == "new" and (line.pid, line.args[1]) in late:
                 yield f"{line.args[1]}: an acknowledged start was lost and made again"
             acknowledged.add(line.args[1])
         elif line.word == "result":
@@ -294,7 +297,7 @@ class Effects:
         self.begins: dict[str, list[Line]] = defaultdict(list)
         self.ends: dict[str, dict[str, int]] = defaultdict(dict)
         """By nonce, the places where its attempts had their effect."""
-        self._kills = [line.place for line in lines if line.word == "kill"]
+        self._killed = {int(line.args[0]): line.place for line in lines if line.word == "kill"}
         for line in lines:
             if line.word == "begin":
                 self.begins[line.args[0]].append(line)
@@ -307,10 +310,10 @@ class Effects:
         return sum(len(begins) > 1 for begins in self.begins.values())
 
     def faults(self) -> Iterator[str]:
-        """An activity begins again only if a kill came between."""
+        """An activity begins again only if the process of its last attempt has been killed."""
         for key, begins in self.begins.items():
             for before, after in itertools.pairwise(begins):
-                if not any(before.place < kill < after.place for kill in self._kills):
+                if self._killed.get(before.pid, after.place) >= after.place:
                     yield f"activity {key} began again at line {after.place}, without a kill"
                 if int(after.args[1]) <= int(before.args[1]):
                     yield f"activity {key}: attempt {after.args[1]} follows {before.args[1]}"

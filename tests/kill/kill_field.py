@@ -1,4 +1,4 @@
-"""Workers on one store, their deaths, and the client that lives on outside of them."""
+"""Workers on one store, their deaths, and a client that lives on outside of them."""
 
 from __future__ import annotations
 
@@ -17,110 +17,73 @@ from kill_load import LAST
 from perdure import Client
 
 WORKER = Path(__file__).with_name("kill_worker.py")
+RESIDENTS = (5_000, 5, 0)
+"""The limits that successive workers have, so that many instances come back by replay too."""
+WITHOUT_END = 10**9
 LOOK_S = 0.005
 PATIENCE_S = 60.0
-WITHOUT_END = 10**9
 
 
 class Field:
     """Use as `async with Field(folder, seed) as field`.
 
-    lines: what has been read of the ledger so far; `look` reads on.
+    seed: of the client's choices. lines: what has been read of the ledger so far.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.folder = folder
         self.store = folder / "store.db"
-        self.random = Random(seed)
         self.lines: list[Line] = []
-        self._seed = seed
+        self._folder = folder
         self._log = folder / "worker.log"
+        self._random = Random(seed)
         self._tail = Tail(folder / "ledger")
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._workers: list[Worker] = []
         self._outside: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Field:
-        self._ledger = Ledger(self.folder / "ledger")
+        self.ledger = Ledger(self._folder / "ledger")
         self._outside = asyncio.create_task(self._serve())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._worker is not None and self._worker.poll() is None:
-            self._worker.kill()
-            self._worker.wait()
+        for worker in self._workers:
+            worker.clear_away()
         assert self._outside is not None
         self._outside.cancel()
         await asyncio.gather(self._outside, return_exceptions=True)
-        self._ledger.close()
+        self.look()
+        self.ledger.close()
 
     @property
     def log(self) -> str:
         """What the workers have logged."""
         return self._log.read_text()
 
-    def look(self) -> list[Line]:
-        """Read on in the ledger; returns what is new."""
-        new = self._tail.new()
-        self.lines += new
-        return new
+    def look(self) -> None:
+        """Read on in the ledger."""
+        self.lines += self._tail.new()
 
-    # The life of a worker.
-
-    def spawn(self, until: int, *place: object) -> None:
+    def spawn(self, until: int, *place: object) -> Worker:
         """Start a worker; see kill_worker for the meaning of `until` and `place`."""
-        self._ledger.write("spawn")
+        residents = RESIDENTS[len(self._workers) % len(RESIDENTS)]
+        arguments = [self._folder, residents, until, *place]
         with self._log.open("ab") as log:
-            self._worker = subprocess.Popen(
-                [sys.executable, str(WORKER), str(self.folder), str(self._seed), str(until)]
-                + [str(word) for word in place],
-                stderr=log,
+            process = subprocess.Popen(
+                [sys.executable, str(WORKER), *map(str, arguments)], stderr=log
             )
+        self.ledger.write("spawn", process.pid)
+        worker = Worker(self, process)
+        self._workers.append(worker)
+        return worker
 
-    async def busy(self, effects: int) -> None:
-        """Wait until the present worker has noted so many effects."""
-        assert self._worker is not None
-        pid, seen = self._worker.pid, len(self.lines)
-
-        def is_busy() -> bool:
-            self.look()
-            return (
-                sum(line.pid == pid and line.word == "end" for line in self.lines[seen:]) >= effects
-            )
-
-        await self._until(is_busy)
-
-    def kill(self) -> None:
-        """End the worker with SIGKILL, wherever it is."""
-        assert self._worker is not None
-        self._worker.kill()
-        assert self._worker.wait() == -signal.SIGKILL, self.log
-        self._ledger.write("kill", self._worker.pid)
-        self.look()
-
-    async def killed_itself(self) -> None:
-        """Wait for the death that the worker was given on its way."""
-        worker = self._worker
-        assert worker is not None
-        await self._until(lambda: worker.poll() is not None, may_end=True)
-        self.kill()
-
-    async def finished(self) -> None:
-        """Wait until the worker has seen everything through and has left."""
-        worker = self._worker
-        assert worker is not None
-        await self._until(lambda: worker.poll() is not None, may_end=True)
-        assert worker.returncode == 0, self.log
-        self.look()
-
-    async def _until(self, holds: Callable[[], bool], may_end: bool = False) -> None:
-        assert self._worker is not None
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something that is to be seen from outside holds."""
+        assert self._outside is not None
         give_up = time.monotonic() + PATIENCE_S
         while not holds():
-            assert self._outside is not None
             if self._outside.done():
                 self._outside.result()
-            assert may_end or self._worker.poll() is None, f"the worker has ended:\n{self.log}"
-            assert time.monotonic() < give_up, f"nothing happens any more:\n{self.log}"
+            assert time.monotonic() < give_up, f"nothing happens any more:\n{self.log[-2_000:]}"
             await asyncio.sleep(LOOK_S)
 
     # The client outside.
@@ -128,7 +91,7 @@ class Field:
     async def _serve(self) -> None:
         """Write to mailboxes and cancel sleepers, as soon as their start is acknowledged."""
         known: set[str] = set()
-        tail = Tail(self.folder / "ledger")
+        tail = Tail(self._folder / "ledger")
         async with Client(f"sqlite:///{self.store}") as client, asyncio.TaskGroup() as group:
             while True:
                 for line in tail.new():
@@ -143,15 +106,62 @@ class Field:
                 await asyncio.sleep(LOOK_S)
 
     async def _write_to(self, client: Client, instance_id: str) -> None:
-        notes = [f"{number}-{instance_id}" for number in range(self.random.randint(0, 6))]
+        notes = [f"{number}-{instance_id}" for number in range(self._random.randint(0, 6))]
         for data in [*notes, LAST + instance_id]:
-            await asyncio.sleep(self.random.choice([0, 0, 0.01, 0.05]))
-            self._ledger.write("intent", "event", instance_id, "note", data)
+            await asyncio.sleep(self._random.choice([0, 0, 0.01, 0.05]))
+            self.ledger.write("intent", "event", instance_id, "note", data)
             await client.raise_event(instance_id, "note", data)
-            self._ledger.write("ok", "event", instance_id, "note", data)
+            self.ledger.write("ok", "event", instance_id, "note", data)
 
     async def _cancel(self, client: Client, instance_id: str) -> None:
-        await asyncio.sleep(self.random.uniform(0, 0.2))
-        self._ledger.write("intent", "cancel", instance_id)
+        await asyncio.sleep(self._random.uniform(0, 0.2))
+        self.ledger.write("intent", "cancel", instance_id)
         await client.cancel_instance(instance_id, "enough")
-        self._ledger.write("ok", "cancel", instance_id)
+        self.ledger.write("ok", "cancel", instance_id)
+
+
+class Worker:
+    """One process of kill_worker."""
+
+    def __init__(self, field: Field, process: subprocess.Popen[bytes]) -> None:
+        self._field = field
+        self._process = process
+
+    async def busy(self, effects: int) -> None:
+        """Wait until it has noted so many effects."""
+        field, pid, seen = self._field, self._process.pid, len(self._field.lines)
+
+        def is_busy() -> bool:
+            assert self._process.poll() is None, f"it has ended by itself:\n{field.log[-2_000:]}"
+            field.look()
+            own = [line for line in field.lines[seen:] if line.pid == pid and line.word == "end"]
+            return len(own) >= effects
+
+        await field.until(is_busy)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, wherever it is."""
+        # Noted before: another worker may take over at once.
+        self._field.ledger.write("kill", self._process.pid)
+        self._process.kill()
+        self._is_dead()
+
+    async def killed_itself(self) -> None:
+        """Wait for the death that it was given on its way."""
+        await self._field.until(lambda: self._process.poll() is not None)
+        self._field.ledger.write("kill", self._process.pid)
+        self._is_dead()
+
+    def _is_dead(self) -> None:
+        assert self._process.wait() == -signal.SIGKILL, self._field.log[-2_000:]
+
+    async def finished(self) -> None:
+        """Wait until it has seen everything through and has left."""
+        await self._field.until(lambda: self._process.poll() is not None)
+        assert self._process.returncode == 0, self._field.log[-2_000:]
+
+    def clear_away(self) -> None:
+        """After a test that failed it may still run."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()

@@ -4,14 +4,14 @@ One file, only appended to. A line is one record of fixed length, written by a s
 O_APPEND and synced before the writer goes on: records never cross a page, so that a process killed
 inside `write` leaves a whole line or none.
 
-    <milliseconds> <pid> begin <key> <attempt> <nonce>      an activity begins
-    <milliseconds> <pid> end <key> <nonce>                  it has had its effect
+    <milliseconds> <pid> begin <key> <attempt> <nonce>         an activity begins
+    <milliseconds> <pid> end <key> <nonce>                     it has had its effect
     <milliseconds> <pid> intent|ok start <instance> [new|old]
     <milliseconds> <pid> intent|ok event <instance> <name> <data>
     <milliseconds> <pid> intent|ok cancel <instance>
     <milliseconds> <pid> result <instance> <status> <digest>   a caller was given this result
-    <milliseconds> <pid> spawn                              a worker is about to be started
-    <milliseconds> <pid> kill <pid of the worker>           it is dead
+    <milliseconds> <pid> spawn <pid of a worker>               it has been started
+    <milliseconds> <pid> kill <pid of a worker>                it is killed, or has done it
 """
 
 from __future__ import annotations

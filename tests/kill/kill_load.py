@@ -93,14 +93,14 @@ async def stumble(pause_ms: int) -> str:
 
 @perdure.activity
 async def raise_back(pause_ms: int) -> str:
-    """Raise an event to the own orchestration, by a connection of its own, then return."""
+    """Raise an event to the own orchestration, by a connection of its own, then return at once."""
     nonce = begin()
+    await asyncio.sleep(pause_ms / 1000)
     instance_id, data = activity_context().instance_id, secrets.token_hex(8)
     site = _site[0]
     site.ledger.write("intent", "event", instance_id, "back", data)
     await site.client.raise_event(instance_id, "back", data)
     site.ledger.write("ok", "event", instance_id, "back", data)
-    await asyncio.sleep(pause_ms / 1000)
     return end(nonce)
 
 

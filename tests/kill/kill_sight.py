@@ -69,28 +69,24 @@ async def _instances(client: Client) -> list[Instance]:
 def hard_kills(lines: Sequence[Line]) -> int:
     """Kills of a worker that was in the middle of an activity."""
     running: dict[int, set[str]] = {}
-    hard = 0
     for line in lines:
         if line.word == "begin":
             running.setdefault(line.pid, set()).add(line.args[2])
         elif line.word == "end":
             running[line.pid].discard(line.args[1])
-        elif line.word == "kill":
-            hard += bool(running.get(int(line.args[0])))
-    return hard
+    return sum(bool(running.get(int(line.args[0]))) for line in lines if line.word == "kill")
 
 
 def recovery_ms(lines: Sequence[Line]) -> list[int]:
     """Of each worker after the first: from its start to its first activity."""
-    found = []
-    spawned_ms: int | None = None
+    spawned_ms: dict[int, int] = {}
+    found: dict[int, int] = {}
     for line in lines:
         if line.word == "spawn":
-            spawned_ms = line.at_ms
-        elif line.word == "begin" and spawned_ms is not None:
-            found.append(line.at_ms - spawned_ms)
-            spawned_ms = None
-    return found[1:]
+            spawned_ms[int(line.args[0])] = line.at_ms
+        elif line.word == "begin" and line.pid not in found:
+            found[line.pid] = line.at_ms - spawned_ms[line.pid]
+    return list(found.values())[1:]
 
 
 def summary(seen: Seen) -> str:

@@ -1,9 +1,10 @@
 """The process that is killed: hosts the load on a SQLite file, and starts instances.
 
-    kill_worker.py FOLDER SEED UNTIL [PLACE KIND NUMBER]
+    kill_worker.py FOLDER RESIDENTS UNTIL [PLACE KIND NUMBER]
 
 It starts instances until there are UNTIL of them, a few at a time, each noted in the ledger; those
-that an earlier worker has left unfinished come first. It ends when all of them have ended.
+that an earlier worker has left unfinished come first. It ends when all of them have ended, and
+keeps RESIDENTS of them in memory.
 PLACE, KIND, NUMBER: where it kills itself: at the NUMBERth time that an activity has had its effect
 ("end"), or before or after a commit ("before_commit", "after_commit") of a batch of this kind.
 """
@@ -36,8 +37,6 @@ from perdure.providers.sqlite import SqliteProvider
 
 AT_ONCE = 20
 """How many instances it lets run at the same time, apart from children."""
-RESIDENTS = (5_000, 5, 0)
-"""The limits that successive workers have, so that many instances come back by replay too."""
 
 
 class Death:
@@ -144,14 +143,11 @@ class Worker:
             self._ledger.write("result", instance_id, "completed", digest(result))
 
 
-async def main(folder: Path, seed: int, until: int, death: Death) -> None:
+async def main(folder: Path, residents: int, until: int, death: Death) -> None:
     lines = read_ledger(folder / "ledger")
-    spawned = sum(line.word == "spawn" for line in lines)
     ledger, path = Ledger(folder / "ledger"), folder / "store.db"
     provider = MortalProvider(path, death)
-    options = Options(
-        max_activities=15, max_threads=4, max_residents=RESIDENTS[(seed + spawned) % 3]
-    )
+    options = Options(max_activities=15, max_threads=4, max_residents=residents)
     async with Client(f"sqlite:///{path}") as own:
         # Before the runtime starts: activities begin as soon as it does.
         use(Site(ledger, own, functools.partial(death.at, "end", ["any"])))
@@ -161,6 +157,6 @@ async def main(folder: Path, seed: int, until: int, death: Death) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    folder, seed, until, *place = sys.argv[1:]
+    folder, residents, until, *place = sys.argv[1:]
     death = Death(place[0], place[1], int(place[2])) if place else Death()
-    asyncio.run(main(Path(folder), int(seed), int(until), death))
+    asyncio.run(main(Path(folder), int(residents), int(until), death))

@@ -40,7 +40,7 @@ async def wait_at_gate() -> str:
 
 @perdure.orchestration
 async def suspects() -> list[str]:
-    return await asyncio.gather(in_loop(), in_thread())
+    return list(await asyncio.gather(in_loop(), in_thread()))
 
 
 @perdure.orchestration

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from kill_checker import Effects, Instance, Seen, faults
@@ -17,6 +18,7 @@ from perdure.core import events
 pytestmark = pytest.mark.slow
 
 KILLS = 30
+KILLS_OF_EACH = 8
 HARD_KILLS_MIN = 20
 UNDER_LOAD_S = (0.05, 0.6)
 AT_START_EVERY = 5
@@ -40,36 +42,58 @@ PLACES = (
     ("after_commit", "children", 1),
     ("before_commit", "cancelled", 1),
     ("after_commit", "cancelled", 1),
-    ("after_commit", "any", 40),
-    ("end", "any", 30),
+    ("before_commit", "continued_as_new", 6),
+    ("after_commit", "continued_as_new", 7),
+    ("before_commit", "completed", 12),
+    ("after_commit", "completed", 13),
+    ("before_commit", "any", 40),
+    ("after_commit", "any", 41),
+    ("end", "any", 60),
 )
+"""Where workers kill themselves, and at the which time; see kill_worker."""
 
 
 async def kill_at_random(folder: Path, seed: int) -> tuple[Seen, str]:
     """30 kills under load, and a few of workers that have only just begun."""
+    random = Random(seed)
     async with Field(folder, seed) as field:
         for number in range(KILLS):
-            field.spawn(WITHOUT_END)
-            await field.busy(3)
-            await asyncio.sleep(field.random.uniform(*UNDER_LOAD_S))
-            field.kill()
+            await kill_under_load(field, random)
             if number % AT_START_EVERY == 0:
-                field.spawn(WITHOUT_END)
-                await asyncio.sleep(field.random.uniform(*AT_START_S))
-                field.kill()
-        field.spawn(0)
-        await field.finished()
+                worker = field.spawn(WITHOUT_END)
+                await asyncio.sleep(random.uniform(*AT_START_S))
+                worker.kill()
+        await field.spawn(0).finished()
     return await look(field.store, field.lines), field.log
+
+
+async def kill_one_of_two(folder: Path, seed: int) -> tuple[Seen, str]:
+    """Two workers at a time on one store: what one leaves, the other takes up."""
+
+    async def one_after_the_other(number: int) -> None:
+        random = Random(2 * seed + number)
+        for _ in range(KILLS_OF_EACH):
+            await kill_under_load(field, random)
+
+    async with Field(folder, seed) as field:
+        await asyncio.gather(one_after_the_other(0), one_after_the_other(1))
+        await field.spawn(0).finished()
+    return await look(field.store, field.lines), field.log
+
+
+async def kill_under_load(field: Field, random: Random) -> None:
+    worker = field.spawn(WITHOUT_END)
+    await worker.busy(3)
+    await asyncio.sleep(random.uniform(*UNDER_LOAD_S))
+    worker.kill()
 
 
 async def kill_at_places(folder: Path, seed: int) -> tuple[Seen, str]:
     """Workers on one store, each of which kills itself at the next of the places."""
     async with Field(folder, seed) as field:
         for place in PLACES:
-            field.spawn(WITHOUT_END, *place)
-            await field.killed_itself()
-        field.spawn(0)
-        await field.finished()
+            await field.spawn(WITHOUT_END, *place).killed_itself()
+        await field.spawn(0).finished()
     return await look(field.store, field.lines), field.log
 
 
@@ -88,6 +112,17 @@ def test_thirty_kills_at_random_moments_break_no_promise(
     assert hard_kills(seen.lines) >= HARD_KILLS_MIN
     with capsys.disabled():
         print(f"\nat random: {summary(seen)}")
+
+
+def test_kills_of_one_of_two_workers_break_no_promise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, log = asyncio.run(kill_one_of_two(tmp_path, seed=1))
+
+    check(seen, log)
+    assert hard_kills(seen.lines) >= KILLS_OF_EACH
+    with capsys.disabled():
+        print(f"\none of two: {summary(seen)}")
 
 
 def test_kills_at_chosen_places_break_no_promise(

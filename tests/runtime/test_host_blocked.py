@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from typing import Any
 
 import pytest
 from kit import (
@@ -26,7 +27,8 @@ from perdure import (
     activity,
     orchestration,
 )
-from perdure.runtime import leaving
+from perdure.providers.contract import CommitTurn
+from perdure.runtime import leaving, turns
 
 
 @pytest.fixture(autouse=True)
@@ -338,3 +340,26 @@ async def test_a_turn_that_ran_out_of_memory_once_is_run_again(world: World) -> 
 
         assert await handle.result() == "went on"
         assert kinds(await history(client, "i")).count("ActivityCompleted") == 2
+
+
+async def test_a_fault_of_the_engine_itself_blocks_one_instance_and_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = turns.plan_turn
+
+    def broken(resident: Any, *others: Any) -> CommitTurn:
+        if resident.instance_id == "bad":
+            raise LookupError("a fault in Perdure")
+        return plan(resident, *others)
+
+    monkeypatch.setattr(turns, "plan_turn", broken)
+    async with world.runtime(healthy, echo) as runtime:
+        client = runtime.client
+        bad = await client.start_orchestration(healthy, "healed", instance_id="bad")
+        fine = [await client.start_orchestration(healthy, str(number)) for number in range(5)]
+
+        assert [await one.result() for one in fine] == list("01234")
+        assert await until_blocked(client, "bad") == "internal"
+        assert "please report it" in ((await client.get_instance("bad")).blocked_detail or "")
+        monkeypatch.setattr(turns, "plan_turn", plan)
+        assert await bad.result() == "healed"

@@ -6,7 +6,17 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from kit import Gate, Through, World, history, kinds, until, until_async, until_status
+from kit import (
+    Gate,
+    Through,
+    World,
+    history,
+    kinds,
+    until,
+    until_async,
+    until_execution,
+    until_status,
+)
 from mixed import CLIENTS, HOSTED, add, expected, run_mixed, sequence
 
 from perdure import (
@@ -434,3 +444,41 @@ async def test_nodes_do_not_wake_each_other_without_end_while_their_slots_are_fu
         assert commits < 20
         gate.open()
         assert await handle.result() == 6
+
+
+TOLD: list[int] = []
+
+
+@activity
+async def listening() -> None:
+    context = activity_context()
+    await context.cancelled()
+    TOLD.append(context.execution_id)
+
+
+@orchestration
+async def coming_back(ctx: OrchestrationContext, again: bool = True) -> None:
+    if again:
+        listening()
+    await ctx.schedule_wait("on")
+    if again:
+        await ctx.continue_as_new(False)
+
+
+async def test_an_activity_of_an_instance_that_came_back_is_told_of_its_end(
+    world: World,
+) -> None:
+    TOLD.clear()
+    async with world.runtime(coming_back, listening, max_residents=1) as runtime:
+        client = runtime.client
+        node = runtime._parts.node  # type: ignore[union-attr]
+        limit, node.residents._limit = node.residents._limit, 0
+        await client.start_orchestration(coming_back, instance_id="c")
+        await until(lambda: not len(node.residents))
+        node.residents._limit = limit
+        await client.raise_event("c", "on")
+        await until_execution(client, "c", 2)
+
+        await until(lambda: TOLD == [1], patience_s=0.5)
+        await client.raise_event("c", "on")
+        assert (await client.wait_for_orchestration("c")).status == "completed"

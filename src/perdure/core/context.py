@@ -58,7 +58,7 @@ class OrchestrationContext:
         self._random: Random | None = None
         self._guids: Random | None = None
         self._logger: ReplayAwareLogger | None = None
-        self.loop: DeterministicLoop
+        self._loop: DeterministicLoop
 
     # Who and when.
 
@@ -343,7 +343,7 @@ class OrchestrationContext:
         signature = target.signature
         payload = signature.bind(args, kwargs)
         journal = self._journal
-        loop, requests = self.loop, self._requests
+        loop, requests = self._loop, self._requests
         action = actions.ContinueAsNew(journal.next_id, msgspec.Raw(payload), wanted)
         future: DurableFuture[Never] = DurableFuture(
             loop, loop.next_number(), requests, action.id, actions.ContinueAsNew, "", ANY
@@ -386,7 +386,7 @@ class OrchestrationContext:
         raises: tuple[type[BaseException], ...] = (),
     ) -> DurableFuture[Any]:
         """Take a decision that is answered later, and return the future of the answer."""
-        requests, loop = self._requests, self.loop
+        requests, loop = self._requests, self._loop
         requests.check_room()
         # Made before the decision is taken: a RecursionError that the code catches must find
         # either both or neither.

@@ -94,7 +94,7 @@ class Execution:
         )
         # Abstract only to the type checker: what it refuses is added to it in a loop.
         self._loop = DeterministicLoop(self, self.context)  # type: ignore[abstract]
-        self.context.loop = self.journal.loop = self._loop
+        self.context._loop = self.journal.loop = self._loop
         self.journal.suspended = self.location
 
     @property

@@ -332,6 +332,14 @@ class Activities:
         for event_id in event_ids:
             self._tell((resident.key, resident.execution_id, event_id))
 
+    def return_to(self, residents: Iterable[Resident]) -> None:
+        """Instances are back here; some may have been evicted while their activities ran on."""
+        by_key = {resident.key: resident for resident in residents}
+        for running in self._running.values():
+            resident = by_key.get(running.key)
+            if resident is not None and resident.execution_id == running.execution_id:
+                resident.local.add(running.event_id)
+
     def abandon(self, resident: Resident) -> None:
         """Tell every activity of the resident's execution that it has ended."""
         for event_id in resident.local:

@@ -156,6 +156,7 @@ class Intake:
                 self._claim(alone=True)
             return
         residents = [self._resident(acquired) for acquired in outcome.instances]
+        self._activities.return_to(residents)
         if self._node.stopping:
             for resident in residents:
                 self._turns.leaving.release(resident)

@@ -134,11 +134,14 @@ class Leaving:
         # Cleanup code of the user runs in there, and may block as a turn may.
         self._watchdog.enter(resident.instance_id)
         try:
-            stubborn = execution.close()
+            try:
+                stubborn = execution.close()
+            finally:
+                self._watchdog.leave()
         except TurnStuck:
-            stubborn = 1
-        finally:
+            # It may have been raised on the way into the first `leave`.
             self._watchdog.leave()
+            stubborn = 1
         if stubborn:
             self._node.counters["parked_coroutines"] += stubborn
             logger.error(

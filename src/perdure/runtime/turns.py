@@ -126,8 +126,8 @@ class Turns:
                     break
         finally:
             node.committer.flush()
-        if queue:
-            self.pump_soon()
+            if queue:
+                self.pump_soon()
 
     def _run_alone(self, resident: Resident) -> None:
         """Only this resident runs until it has settled: if the process dies, it was the one."""
@@ -164,6 +164,7 @@ class Turns:
             finally:
                 if self._watchdog.leave():
                     raise TurnStuck
+            self._commit(resident, turn, deliveries)
         except TurnRefused as refused:
             self.leaving.block(resident, refused.verdict, deliveries)
         except TurnInterrupted as interrupted:
@@ -181,8 +182,6 @@ class Turns:
             self.leaving.block(
                 resident, Verdict("internal", internal(error)), deliveries, charge=True
             )
-        else:
-            self._commit(resident, turn, deliveries)
 
     def _step(self, resident: Resident, deliveries: list[Delivery]) -> Turn:
         execution = resident.execution
@@ -276,11 +275,13 @@ class Turns:
             finally:
                 if self._watchdog.leave():
                     raise TurnStuck
+            return turn, self._plan(resident, turn, [])
         except (TurnRefused, TurnInterrupted, TurnStuck):
             self._watchdog.leave()
-            self.discard(resident)
-            return None
-        return turn, self._plan(resident, turn, [])
+        except Exception:
+            logger.exception("instance %s: the turn failed", resident.instance_id)
+        self.discard(resident)
+        return None
 
     def started(
         self, resident: Resident, operation: CommitTurn, turn: Turn, outcome: Committed
