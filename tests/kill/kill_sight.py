@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,11 @@ def recovery_ms(lines: Sequence[Line]) -> list[int]:
     return list(found.values())[1:]
 
 
+def longest_pause_ms(lines: Sequence[Line]) -> int:
+    """The longest time in which nothing at all was noted."""
+    return max(after.at_ms - before.at_ms for before, after in itertools.pairwise(lines))
+
+
 def summary(seen: Seen) -> str:
     """A run in one line."""
     effects = Effects(seen.lines)
@@ -97,5 +103,6 @@ def summary(seen: Seen) -> str:
     return (
         f"{kills} kills ({hard_kills(seen.lines)} hard), {len(seen.instances)} instances, "
         f"{len(effects.begins)} activities ({effects.repeated} repeated), "
-        f"median recovery {median(recoveries) if recoveries else 0:.0f} ms"
+        f"median recovery {median(recoveries) if recoveries else 0:.0f} ms, "
+        f"longest pause {longest_pause_ms(seen.lines)} ms"
     )

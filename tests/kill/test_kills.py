@@ -11,7 +11,7 @@ import pytest
 from kill_checker import Effects, Instance, Seen, faults
 from kill_field import WITHOUT_END, Field
 from kill_ledger import Line
-from kill_sight import hard_kills, look, summary
+from kill_sight import hard_kills, longest_pause_ms, look, summary
 
 from perdure.core import events
 
@@ -24,6 +24,8 @@ UNDER_LOAD_S = (0.05, 0.6)
 AT_START_EVERY = 5
 AT_START_S = (0.15, 0.5)
 """One worker in five is followed by one that is killed while it starts and takes work up."""
+PAUSE_MS_MAX = 8_000
+"""Generous to slow machines; less than what a worker that waits for nothing would take."""
 
 PLACES = (
     ("before_commit", "any", 1),
@@ -99,6 +101,7 @@ async def kill_at_places(folder: Path, seed: int) -> tuple[Seen, str]:
 
 def check(seen: Seen, log: str) -> None:
     assert faults(seen) == []
+    assert longest_pause_ms(seen.lines) < PAUSE_MS_MAX
     assert [line for line in log.splitlines() if not line.startswith("WARNING ")] == []
 
 

@@ -16,6 +16,7 @@ from perdure import (
     orchestration,
 )
 from perdure.core import events
+from perdure.providers.contract import Provider
 
 
 @activity
@@ -93,10 +94,15 @@ async def listing(ctx: OrchestrationContext) -> list[int]:
     return await asyncio.gather(*waits)
 
 
+RESUMED_MS: dict[str, int] = {}
+CLOCKS: list[Provider] = []
+
+
 @orchestration
 async def sleeping(ctx: OrchestrationContext, seconds: float) -> float:
     before = ctx.now()
     await asyncio.sleep(seconds)
+    RESUMED_MS[ctx.instance_id] = CLOCKS[-1].now_ms() if CLOCKS else 0
     return (ctx.now() - before).total_seconds()
 
 
@@ -104,6 +110,7 @@ async def test_a_timer_is_never_early(world: World) -> None:
     seconds = [world.s(number * 7.3 + 1.1) for number in range(40)]
     async with world.runtime(sleeping) as runtime:
         client = runtime.client
+        CLOCKS.append(client.provider)
         handles = [
             await client.start_orchestration(sleeping, delay, instance_id=f"s{number}")
             for number, delay in enumerate(seconds)
@@ -120,6 +127,8 @@ async def test_a_timer_is_never_early(world: World) -> None:
             assert isinstance(fired, events.TimerFired)
             assert fired.timestamp_ms >= created.fire_at_ms == fired.fire_at_ms
             assert fired.source_event_id == created.event_id
+            assert RESUMED_MS[f"s{number}"] >= created.fire_at_ms
+        CLOCKS.clear()
 
 
 async def test_a_timer_fires_on_time(memory: World) -> None:

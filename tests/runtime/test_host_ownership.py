@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import pytest
 from kit import (
@@ -21,6 +21,7 @@ from mixed import CLIENTS, HOSTED, add, expected, run_mixed, sequence
 
 from perdure import (
     OrchestrationContext,
+    OrchestrationHandle,
     Runtime,
     activity,
     activity_context,
@@ -28,6 +29,7 @@ from perdure import (
 )
 from perdure.errors import StoreUnavailable
 from perdure.providers.contract import (
+    ClaimActivities,
     Claimed,
     ClaimInstances,
     Done,
@@ -266,7 +268,14 @@ DRAINED = asyncio.Event()
 
 @activity
 async def ticking_on() -> None:
+    BUSY.append(1)
+    MOST.append(len(BUSY))
     await asyncio.sleep(0.001)
+    BUSY.pop()
+
+
+BUSY: list[int] = []
+MOST: list[int] = []
 
 
 @orchestration
@@ -289,6 +298,7 @@ async def test_the_queue_drains_while_sequential_instances_keep_the_slots_busy(
             assert await handle.result() == 40
         DRAINED.set()
         assert all([(await one.result() or 0) > 0 for one in busy])
+        assert max(MOST) <= 2
 
 
 async def test_two_runtimes_share_one_store(world: World) -> None:
@@ -482,3 +492,40 @@ async def test_an_activity_of_an_instance_that_came_back_is_told_of_its_end(
         await until(lambda: TOLD == [1], patience_s=0.5)
         await client.raise_event("c", "on")
         assert (await client.wait_for_orchestration("c")).status == "completed"
+
+
+@orchestration
+async def calling(ctx: OrchestrationContext, name: str) -> str:
+    return await gated(name)
+
+
+async def test_an_activity_queued_while_a_claim_is_under_way_does_not_wait_for_the_next_look(
+    world: World,
+) -> None:
+    GATES["first"], GATES["second"], GATES["third"] = Gate(), Gate(), Gate()
+    through = Through(world.provider())
+    starting: list[asyncio.Task[OrchestrationHandle[str]]] = []
+
+    async def start_meanwhile() -> None:
+        starting.append(asyncio.create_task(start("third")))
+        await asyncio.sleep(0.01)
+
+    def look(batch: Sequence[Operation]) -> Awaitable[None] | None:
+        claims = any(isinstance(op, ClaimActivities) for op in batch)
+        return start_meanwhile() if claims and not starting and opened else None
+
+    opened = False
+    through.before = look
+    async with world.runtime(calling, gated, provider=through, max_activities=1) as runtime:
+
+        async def start(name: str) -> OrchestrationHandle[str]:
+            return await runtime.client.start_orchestration(calling, name)
+
+        handles = [await start("first"), await start("second")]
+        await GATES["first"].has(1)
+        opened = True
+        for gate in ("first", "second", "third"):
+            GATES[gate].open()
+        async with asyncio.timeout(2):
+            assert [await handle.result() for handle in handles] == ["first", "second"]
+            assert await (await starting[0]).result() == "third"

@@ -59,6 +59,9 @@ def child_incarnation(parent: str, execution_id: int, event_id: int) -> str:
     return hashlib.sha256(f"{parent}/{execution_id}/{event_id}".encode()).hexdigest()[:32]
 
 
+_WITH_A_ROW = (work.ActivityCompleted, work.ActivityFailed, work.TimerFired)
+
+
 class Plan:
     """Collects the rows of one turn. `reserve` says whether an activity can run here at once."""
 
@@ -93,7 +96,8 @@ class Plan:
         """The row behind a delivery goes. One of an earlier execution has none, and its event id
         may stand for something else in this one."""
         item = delivery.item
-        if not isinstance(item, work.TimerFired | work.ActivityCompleted | work.ActivityFailed):
+        # A union spelt out here would be built anew for every delivery.
+        if not isinstance(item, _WITH_A_ROW):
             return
         if item.execution_id != self._resident.execution_id:
             return

@@ -340,6 +340,9 @@ class Turns:
             for activity in operation.activities:
                 if activity.claimed:
                     self._activities.launch(resident, activity)
+            for start, started in zip(operation.starts, outcome.starts, strict=True):
+                if isinstance(started, Started) and start.owner is not None:
+                    self.adopt(start, started.key)
         else:
             self._activities.not_inserted(operation.activities)
             self.leaving.store_local(resident, deliveries)
