@@ -3,8 +3,8 @@
     kill_worker.py FOLDER RESIDENTS UNTIL [PLACE KIND NUMBER]
 
 It starts instances until there are UNTIL of them, a few at a time, each noted in the ledger; those
-that an earlier worker has left unfinished come first. It ends when all of them have ended, and
-keeps RESIDENTS of them in memory.
+that an earlier worker has left unfinished come first. It keeps up to RESIDENTS of them in memory,
+and ends when all have ended.
 PLACE, KIND, NUMBER: where it kills itself: at the NUMBERth time that an activity has had its effect
 ("end"), or before or after a commit ("before_commit", "after_commit") of a batch of this kind.
 """
@@ -50,7 +50,8 @@ class Death:
     def at(self, place: str, kinds: Sequence[str]) -> None:
         if place == self._place and self._kind in kinds:
             self._left -= 1
-            if self._left == 0:
+            # Not only at 0: it is told from several threads.
+            if self._left <= 0:
                 die()
 
 

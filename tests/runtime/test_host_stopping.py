@@ -7,10 +7,20 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import pytest
-from kit import Gate, Through, World, history, kinds, until, until_blocked, until_status
+from kit import (
+    Gate,
+    Through,
+    World,
+    history,
+    kinds,
+    until,
+    until_blocked,
+    until_recorded,
+    until_status,
+)
 from mixed import ATTEMPTS, HOSTED, add, expected, run_mixed, sequence, start_mixed
 
 from perdure import (
@@ -23,7 +33,13 @@ from perdure import (
     orchestration,
 )
 from perdure.errors import StoreUnavailable
-from perdure.providers.contract import InstanceFilter, Operation, SendMessage
+from perdure.providers.contract import (
+    ClaimActivities,
+    ClaimInstances,
+    InstanceFilter,
+    Operation,
+    SendMessage,
+)
 from perdure.runtime import intake, watchdog
 
 GATES: dict[str, Gate] = {}
@@ -340,3 +356,44 @@ async def test_cleanup_that_hangs_while_it_is_thrown_away_is_interrupted_too(
             assert await other.result() == 12
     finally:
         SPINNING = False
+
+
+@pytest.mark.parametrize("what", [ClaimInstances, ClaimActivities])
+async def test_what_is_claimed_while_the_runtime_stops_is_given_back_uncharged(
+    world: World, what: type
+) -> None:
+    TRIES.clear()
+    GATES["claimed"] = Gate()
+    through = Through(world.provider())
+    claiming, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        claiming.set()
+        await go_on.wait()
+
+    def look(batch: Sequence[Operation]) -> Awaitable[None] | None:
+        return hold() if any(isinstance(op, what) for op in batch) else None
+
+    async with world.runtime(waiting_on) as elsewhere:
+        if what is ClaimInstances:
+            await elsewhere.stop()
+        async with world.client() as client:
+            await client.start_orchestration(waiting_on, "claimed", instance_id="w")
+            if what is ClaimActivities:
+                await until_recorded(client, "w", "ActivityScheduled")
+            through.before = look
+            runtime = world.runtime(waiting_on, gated, provider=through)
+            await runtime.start()
+            await claiming.wait()
+            stopping = asyncio.create_task(runtime.stop(1))
+            await asyncio.sleep(0.01)
+            go_on.set()
+            await stopping
+
+            assert TRIES == []
+            (row,) = await client.provider.list_instances(InstanceFilter())
+            assert row.attempt == 0
+            GATES["claimed"].open()
+            async with world.runtime(waiting_on, gated):
+                assert (await client.wait_for_orchestration("w")).output == "claimed"
+            assert TRIES == [("claimed", 1)]

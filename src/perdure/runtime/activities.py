@@ -89,6 +89,7 @@ class Activities:
     def not_inserted(self, activities: Iterable[NewActivity]) -> None:
         """Free the slots of activities that were to be inserted claimed, and are not."""
         self.lanes.give_back(activities)
+        self._look_whether_alone()
         for lane in self.lanes.all:
             self._claim(lane)
 
