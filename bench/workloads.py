@@ -84,7 +84,7 @@ def hosting(folder: Path, options: Options | None = None) -> tuple[Runtime, Coun
     return Runtime(provider, HOSTED, options=options), provider  # type: ignore[arg-type]
 
 
-async def throughput(folder: Path, instances: int = 2_000, busy: bool = False) -> dict[str, Any]:
+async def throughput(folder: Path, instances: int = 1_000, busy: bool = False) -> dict[str, Any]:
     """Many instances of five sequential activities each, started as fast as possible."""
     runtime, counting = hosting(folder)
     async with runtime:
@@ -301,6 +301,7 @@ async def idle(folder: Path, seconds: float = 10) -> dict[str, Any]:
 
 WORKLOADS: dict[str, Callable[[Path], Awaitable[dict[str, Any]]]] = {
     "throughput": throughput,
+    "throughput_more_than_slots": lambda folder: throughput(folder, instances=2_000),
     "throughput_busy_loop": lambda folder: throughput(folder, busy=True),
     "sequential_100": lambda folder: sequential(folder, 100),
     "sequential_1000": sequential,
