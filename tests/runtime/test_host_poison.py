@@ -13,7 +13,7 @@ from poison_worker import deadly_call, deadly_turn, healthy
 
 from perdure import Client, OrchestrationContext, activity, orchestration
 from perdure.limits import CLAIMS_MAX
-from perdure.providers.contract import ClaimActivities, ClaimedActivities
+from perdure.providers.contract import ClaimActivities, ClaimedActivities, ClaimInstances
 
 WORKER = Path(__file__).with_name("poison_worker.py")
 RUNS_MAX = CLAIMS_MAX + 8
@@ -112,6 +112,50 @@ async def ticking(ctx: OrchestrationContext) -> int:
 @orchestration
 async def suspected(ctx: OrchestrationContext) -> str:
     return await ctx.schedule_activity("suspect", result_type=str)
+
+
+@activity
+async def suspect_for_long() -> str:
+    SUSPECTS.append(1)
+    await asyncio.sleep(0.02)
+    SUSPECTS.pop()
+    return "innocent"
+
+
+SUSPECTS: list[int] = []
+
+
+@orchestration
+async def suspected_for_long(ctx: OrchestrationContext) -> str:
+    return await ctx.schedule_activity("suspect_for_long", result_type=str)
+
+
+@orchestration
+async def suspected_turn(ctx: OrchestrationContext) -> int:
+    return len(SUSPECTS)
+
+
+async def test_an_instance_and_an_activity_under_suspicion_do_not_run_beside_each_other(
+    world: World,
+) -> None:
+    async with world.runtime(suspected_for_long) as runtime, world.client() as client:
+        calling = await client.start_orchestration(suspected_for_long, instance_id="s")
+        await until_status(client, "s", "running")
+        await runtime.stop()
+        turning = await client.start_orchestration(suspected_turn, instance_id="t")
+        for number in range(2):
+            await client.provider.register_node(f"crashed {number}", 1_000_000)
+            claims = (
+                ClaimActivities(f"crashed {number}", frozenset({"suspect_for_long"}), 1),
+                ClaimInstances(f"crashed {number}", frozenset({("suspected_turn", "1")}), 1),
+            )
+            for claim in claims:
+                assert await client.committer.write(claim)
+            await client.provider.release_node(f"crashed {number}")
+
+        async with world.runtime(suspected_for_long, suspect_for_long, suspected_turn):
+            assert await calling.result() == "innocent"
+            assert await turning.result() == 0
 
 
 async def test_an_activity_that_was_there_at_two_crashes_runs_alone_also_on_a_busy_node(

@@ -74,7 +74,6 @@ class Activities:
         self._running: dict[Key, Running] = {}
         self.lanes = Lanes(node.registry, node.options)
         self._alone: Running | None = None
-        self._claiming_alone = False
         self._threads: Threads | None = None
         # Activities start from callbacks that may run in the context of another one.
         self._surroundings = contextvars.copy_context()
@@ -164,15 +163,15 @@ class Activities:
         """What a survey has seen and nobody may claim so has brought a node down before."""
         node = self._node
         # One lane at a time: two that are to run alone would wait for each other.
-        if lane.claiming or self._claiming_alone or self._alone or node.stopping:
+        if lane.claiming or node.suspecting or node.stopping:
             return
         lane.surveyed = False
-        lane.claiming = self._claiming_alone = True
+        lane.claiming = node.suspecting = True
         operation = ClaimActivities(node.node_id, lane.names, 1, alone=True)
         node.committer.submit(operation, lambda outcome: self._claimed_alone(lane, outcome))
 
     def _claimed_alone(self, lane: Lane, outcome: Outcome | BaseException) -> None:
-        lane.claiming = self._claiming_alone = False
+        lane.claiming = self._node.suspecting = False
         if not isinstance(outcome, ClaimedActivities):
             self._node.expect(outcome, "claiming an activity")
             return
@@ -214,6 +213,7 @@ class Activities:
         """Start it when the others have finished; nothing new starts beside it. Those that have
         run for DRAIN_S by then are not waited for: they have shown that they do no harm."""
         self._alone = self._running[running.id] = running
+        self._node.suspecting = True
         started = self._node.loop.call_later(DRAIN_S, self._begin, running, payload)
         running.when_alone = started, payload
         self._look_whether_alone()
@@ -301,7 +301,9 @@ class Activities:
         lane.taken -= 1
         if running is self._alone:
             self._alone = None
+            self._node.suspecting = False
             self.found_waiting()
+            self.news()
         else:
             self._look_whether_alone()
 

@@ -30,6 +30,7 @@ REAP_S = 1.0
 RETRY_S = 0.5
 UNRUNNABLE_S = 30.0
 ORPHANS_S = 0.05
+ALONE_S = 0.1
 IDLE_POLL_S = 5.0
 """A survey at least this often, should every hint have been missed."""
 
@@ -137,7 +138,11 @@ class Intake:
         node = self._node
         if self._claiming or node.stopping or node.alone is not None:
             return
+        if alone and node.suspecting:
+            self._wake_in(ALONE_S)
+            return
         self._claiming = True
+        node.suspecting = node.suspecting or alone
         operation = ClaimInstances(
             node.node_id, node.registry.capabilities, 1 if alone else CLAIM_LIMIT, alone
         )
@@ -145,13 +150,15 @@ class Intake:
 
     def _claimed(self, outcome: Outcome | BaseException, alone: bool) -> None:
         self._claiming = False
+        if alone:
+            self._node.suspecting = False
         if not isinstance(outcome, Claimed):
             self._node.expect(outcome, "claiming instances")
             self._wake_in(0.5)
             return
         if not outcome.instances:
             if alone:
-                self._wake_in(0.1)
+                self._wake_in(ALONE_S)
             else:
                 self._claim(alone=True)
             return
@@ -163,6 +170,7 @@ class Intake:
             return
         if alone and residents[0].attempt <= CLAIMS_MAX:
             self._node.alone = residents[0]
+            self._node.suspecting = True
         self._load_soon([resident for resident in residents if not self._poisoned(resident)])
         self.news()
 

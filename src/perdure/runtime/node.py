@@ -19,8 +19,9 @@ logger = logging.getLogger("perdure")
 
 class Node:
     """node_id: new at each start. stopping: nothing new is begun. alone: the resident whose turn
-    runs while no other does (see ClaimInstances). counters: what was dropped or refused, by
-    reason. new_token: the injected source of ids."""
+    runs while no other does (see ClaimInstances). suspecting: an instance or an activity is being
+    claimed to run alone, or does; the other kind then waits, or a death would charge both.
+    counters: what was dropped or refused, by reason. new_token: the injected source of ids."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Node:
         self.counters: Counter[str] = Counter()
         self.stopping = False
         self.alone: Resident | None = None
+        self.suspecting = False
 
     def drop(self, reason: str, instance_id: str, number: int = 1) -> None:
         """Count and log something that has no effect. Nothing is dropped without this."""

@@ -148,6 +148,7 @@ class Turns:
         """The resident no longer has to run alone."""
         if self._node.alone is resident:
             self._node.alone = None
+            self._node.suspecting = False
             self.pump_soon()
             self.news()
 
