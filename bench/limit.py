@@ -66,13 +66,13 @@ class Limit:
         _rows(
             execute,
             "insert into activities (key, execution_id, event_id, name, input, owner, attempt, "
-            "queued_ms) values {}",
+            "claims, due_ms) values {}",
             [
                 value
                 for key in keys
-                for value in (key, 1, event_id + 1, "act", b'{"i":2}', NODE, 1, self._now)
+                for value in (key, 1, event_id + 1, "act", b'{"i":2}', NODE, 1, 1, self._now)
             ],
-            8,
+            9,
         )
         execute("commit")
 

@@ -12,7 +12,10 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TIMEOUT_S = 60
 
-ARGUMENTS = {"index_folder.py": ["folder"]}
+ARGUMENTS = {
+    "index_folder.py": ["folder"],
+    "eternal_monitor.py": ["folder", "--every", "0.05", "--rounds", "6"],
+}
 """What each example is called with, in a folder that has a `folder` with two files."""
 
 
@@ -56,3 +59,13 @@ def test_the_indexed_folder_is_in_the_manifest(place: Path) -> None:
         ("one.txt", 1),
         ("two.txt", 2),
     ]
+
+
+@pytest.mark.slow
+def test_the_monitor_is_upgraded_while_it_runs_and_pruned_by_its_policy(place: Path) -> None:
+    printed = run("eternal_monitor.py", place)
+
+    assert "2 files, 6 bytes, the largest is two.txt; 0 changes" in printed
+    assert "of versions 1 and 2; executions " in printed
+    first, last = [int(word) for word in printed.split() if word.isdigit()][-2:]
+    assert last - first == 2

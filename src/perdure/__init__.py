@@ -5,20 +5,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.client.client import Client
+    from perdure.client.filters import InstanceFilter
     from perdure.client.handles import OrchestrationHandle
-    from perdure.client.models import ExecutionInfo, Instance, PruneResult
+    from perdure.client.models import (
+        ActivityDepth,
+        ExecutionInfo,
+        Instance,
+        InstancePage,
+        InstanceTree,
+        Metrics,
+        NodeInfo,
+        PruneResult,
+        QueueDepths,
+    )
+    from perdure.client.queues import QueuedEvent
     from perdure.client.sync import SyncClient
+    from perdure.client.waits import Wait
     from perdure.core.context import OrchestrationContext
     from perdure.core.futures import DurableFuture
     from perdure.errors import (
         ActivityError,
+        ActivityLost,
+        ActivityTimeout,
         ForbiddenOperation,
         ForkedStoreError,
         HistoryLimitExceeded,
         InstanceAlreadyExists,
+        InstanceIsChild,
         InstanceNotFound,
+        InstanceRunning,
         InstanceTerminal,
         InternalError,
+        InvalidImport,
         InvalidName,
         InvalidTimer,
         LimitExceeded,
@@ -41,6 +59,7 @@ if TYPE_CHECKING:
     )
     from perdure.marks import activity, context, orchestration
     from perdure.retention import PruneOptions
+    from perdure.retries import RetryPolicy
     from perdure.running import run
     from perdure.runtime.activity_context import ActivityContext, activity_context
     from perdure.runtime.options import Options
@@ -50,7 +69,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActivityContext",
+    "ActivityDepth",
     "ActivityError",
+    "ActivityLost",
+    "ActivityTimeout",
     "Client",
     "DurableFuture",
     "ExecutionInfo",
@@ -59,13 +81,21 @@ __all__ = [
     "HistoryLimitExceeded",
     "Instance",
     "InstanceAlreadyExists",
+    "InstanceFilter",
+    "InstanceIsChild",
     "InstanceNotFound",
+    "InstancePage",
+    "InstanceRunning",
     "InstanceTerminal",
+    "InstanceTree",
     "InternalError",
+    "InvalidImport",
     "InvalidName",
     "InvalidTimer",
     "LimitExceeded",
+    "Metrics",
     "NestingTooDeep",
+    "NodeInfo",
     "NondeterminismError",
     "NotInOrchestration",
     "Options",
@@ -78,8 +108,11 @@ __all__ = [
     "ProviderError",
     "PruneOptions",
     "PruneResult",
+    "QueueDepths",
+    "QueuedEvent",
     "RecordedFailure",
     "RegistrationError",
+    "RetryPolicy",
     "Runtime",
     "StoreClosed",
     "StoreTooNew",
@@ -88,6 +121,7 @@ __all__ = [
     "SyncClient",
     "TooManyPending",
     "TurnLimitExceeded",
+    "Wait",
     "activity",
     "activity_context",
     "context",
@@ -97,13 +131,18 @@ __all__ = [
 
 _MODULES = {
     "client.client": "Client",
+    "client.filters": "InstanceFilter",
     "client.handles": "OrchestrationHandle",
-    "client.models": "ExecutionInfo Instance PruneResult",
+    "client.models": "ActivityDepth ExecutionInfo Instance InstancePage InstanceTree Metrics "
+    "NodeInfo PruneResult QueueDepths",
+    "client.queues": "QueuedEvent",
     "client.sync": "SyncClient",
+    "client.waits": "Wait",
     "core.context": "OrchestrationContext",
     "core.futures": "DurableFuture",
     "marks": "activity context orchestration",
     "retention": "PruneOptions",
+    "retries": "RetryPolicy",
     "running": "run",
     "runtime.activity_context": "ActivityContext activity_context",
     "runtime.options": "Options",

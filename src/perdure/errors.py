@@ -17,9 +17,14 @@ PerdureError
 ├── InstanceNotFound            no such instance
 ├── InstanceAlreadyExists       the id is taken
 ├── InstanceTerminal            the instance has ended
+├── InstanceRunning             the instance, or one below it, has not ended
+├── InstanceIsChild             the instance belongs to its parent
+├── InvalidImport               what is to be imported is no valid export
 ├── OrchestrationFailedError    the awaited orchestration failed or was cancelled
 ├── RecordedFailure             a failure that arrives inside an orchestration
 │   ├── ActivityError           the activity raised
+│   │   ├── ActivityTimeout     its last attempt took longer than its `timeout`
+│   │   └── ActivityLost        the process of its last attempt died
 │   └── SubOrchestrationError   the child failed
 ├── ProviderError               the store refuses or cannot be reached
 │   ├── StoreUnavailable        try again later; the outcome may be unknown
@@ -143,6 +148,34 @@ class InstanceTerminal(PerdureError):
         self.status = status
 
 
+class InstanceRunning(PerdureError):
+    """The instance or a sub-orchestration of it has not ended. Cancel it first, or use force.
+
+    instance_id: the one that has not ended.
+    """
+
+    def __init__(self, message: str, *, instance_id: str) -> None:
+        super().__init__(message)
+        self.instance_id = instance_id
+
+
+class InstanceIsChild(PerdureError):
+    """The instance is a sub-orchestration and cannot be deleted alone. Delete its parent."""
+
+    def __init__(self, message: str, *, instance_id: str, parent: str) -> None:
+        super().__init__(message)
+        self.instance_id = instance_id
+        self.parent = parent
+
+
+class InvalidImport(PerdureError):
+    """What is to be imported is no valid export; nothing was imported. line: its number, from 1."""
+
+    def __init__(self, reason: str, *, line: int) -> None:
+        super().__init__(f"line {line}: {reason}; nothing was imported")
+        self.line = line
+
+
 class RecordedFailure(PerdureError):
     """A failure as the history records it.
 
@@ -161,7 +194,23 @@ class RecordedFailure(PerdureError):
 
 
 class ActivityError(RecordedFailure):
-    """An activity failed. Handle it in the orchestration, or let the orchestration fail."""
+    """An activity failed. Handle it in the orchestration, or let the orchestration fail.
+
+    attempts: how often it was tried; type, message and traceback are those of the last attempt.
+    """
+
+    attempts = 1
+
+
+class ActivityTimeout(ActivityError):
+    """The activity's last attempt took longer than its `timeout`. Allow more time or attempts."""
+
+
+class ActivityLost(ActivityError):
+    """The process of the activity's last attempt died, and `max_attempts` allows no other.
+
+    The attempt may have had its effect: find out before it is done again.
+    """
 
 
 class SubOrchestrationError(RecordedFailure):

@@ -15,9 +15,11 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from perdure.core.context import OrchestrationContext
 from perdure.core.futures import DurableFuture
+from perdure.durations import Duration
 from perdure.errors import NotInOrchestration, RegistrationError
 from perdure.names import check_instance_id, check_name, check_version
 from perdure.retention import PruneOptions, check_policy
+from perdure.retries import ActivityOptions, RetryPolicy, encode, options_of
 from perdure.signatures import Signature
 
 P = ParamSpec("P")
@@ -46,8 +48,8 @@ class Activity(Generic[P, R]):
     """A function marked with `@activity`.
 
     function: the bare function. name: what histories call it. raises: exception classes that
-    arrive in the orchestration as themselves. is_async: `async def`, run on the host loop;
-    otherwise run in a thread.
+    arrive in the orchestration as themselves. attempts: its retries and time-out. is_async:
+    `async def`, run on the host loop; otherwise run in a thread.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class Activity(Generic[P, R]):
         function: Callable[..., Any],
         name: str,
         raises: tuple[type[BaseException], ...],
+        attempts: ActivityOptions,
         names: Mapping[str, Any] | None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self.name = name
         self.raises = raises
+        self.attempts = attempts
         self.is_async = inspect.iscoroutinefunction(function)
         self.signature = Signature(function, skip_first=False, localns=names)
         self._names = names
@@ -74,11 +78,26 @@ class Activity(Generic[P, R]):
             return cast("DurableFuture[R]", self.function(*args, **kwargs))
         return cast("DurableFuture[R]", asyncio.to_thread(self.function, *args, **kwargs))
 
+    def options(
+        self, *, retry: RetryPolicy | None = None, timeout: Duration | None = None
+    ) -> Callable[P, DurableFuture[R]]:
+        """The same call with other retries or another time-out of each attempt:
+        `charge.options(timeout=5)(order)`. What is not given is as the activity is marked."""
+        options = encode(options_of(retry, timeout))
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> DurableFuture[R]:
+            found = getattr(asyncio._get_running_loop(), "orchestration", None)
+            if found is None:
+                return self(*args, **kwargs)
+            return cast("DurableFuture[R]", found.call_activity(self, args, kwargs, options))
+
+        return call
+
     def __get__(self, instance: object, owner: type | None = None) -> Activity[..., R]:
         if instance is None:
             return self
         bound = self.function.__get__(instance, owner)
-        return Activity(bound, self.name, self.raises, self._names)
+        return Activity(bound, self.name, self.raises, self.attempts, self._names)
 
     def __repr__(self) -> str:
         return f"<activity {self.name}>"
@@ -157,7 +176,11 @@ def activity(function: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]
 def activity(function: Callable[P, R], /) -> Activity[P, R]: ...
 @overload
 def activity(
-    *, name: str | None = None, raises: Sequence[type[BaseException]] = ()
+    *,
+    name: str | None = None,
+    raises: Sequence[type[BaseException]] = (),
+    retry: RetryPolicy | None = None,
+    timeout: Duration | None = None,
 ) -> _ActivityMark: ...
 def activity(
     function: Callable[..., Any] | None = None,
@@ -165,19 +188,29 @@ def activity(
     *,
     name: str | None = None,
     raises: Sequence[type[BaseException]] = (),
+    retry: RetryPolicy | None = None,
+    timeout: Duration | None = None,
 ) -> Any:
     """Mark a function as an activity: code with side effects, run at least once.
 
     name: what histories call it (default: the function's name). raises: exception classes that
-    arrive in the orchestration as themselves, rebuilt from their encoded arguments.
+    arrive in the orchestration as themselves, rebuilt from their encoded arguments. retry: what
+    happens after a failed attempt; without it the first failure is the activity's. timeout: how
+    long each attempt may take, in seconds or as a timedelta; a plain function is told through its
+    context and keeps its thread until it returns.
     Raises RegistrationError for `*args`, `**kwargs` and positional-only parameters.
     """
     names = _names_around()
+    attempts = options_of(retry, timeout)
 
     def mark(function: Callable[..., Any]) -> Activity[..., Any]:
         _check_function(function, "activity")
         return Activity(
-            function, check_name(name or function.__name__, "activity name"), tuple(raises), names
+            function,
+            check_name(name or function.__name__, "activity name"),
+            tuple(raises),
+            attempts,
+            names,
         )
 
     return mark if function is None else mark(function)

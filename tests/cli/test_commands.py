@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import perdure
+from perdure.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -348,7 +349,7 @@ def test_the_version_is_told_without_loading_what_draws() -> None:
 
 
 def test_every_command_explains_itself_with_an_example() -> None:
-    for command in ("demo", "run", "list", "show"):
+    for command in sorted(main.commands):
         helped = subprocess.run(
             [sys.executable, "-m", "perdure", command, "--help"], capture_output=True, text=True
         )

@@ -489,6 +489,14 @@ async def every_request(ctx: OrchestrationContext) -> list[Any]:
     return results
 
 
+@gives(["red", "green"])
+async def items_of_event_queues(ctx: OrchestrationContext) -> list[str]:
+    given_up = ctx.dequeue_event("blue")
+    given_up.cancel()
+    green = ctx.dequeue_event("green", str)
+    return [await ctx.dequeue_event("red", str), await green]
+
+
 @gives([0, 1])
 async def select_cancels_the_losers(ctx: OrchestrationContext) -> list[Any]:
     return list(await ctx.select(act(1), ctx.schedule_timer(5), ctx.schedule_wait("go"), child(2)))

@@ -16,6 +16,7 @@ import msgspec
 from perdure.core import events, work
 from perdure.core.execution import Execution, Turn
 from perdure.core.journal import python_minor
+from perdure.core.mailbox import Mailbox
 from perdure.core.marked import Info
 from perdure.marks import Orchestration
 
@@ -41,6 +42,7 @@ SETTLED: dict[type[Any], str] = {
     events.ActivityScheduled: "activity",
     events.TimerCreated: "timer",
     events.ExternalSubscribed: "wait",
+    events.QueueSubscribed: "dequeue",
     events.SubOrchestrationScheduled: "child",
 }
 """The events that open a request."""
@@ -78,7 +80,9 @@ def brief(event: events.AnyEvent) -> str:
     if isinstance(event, events.TimerCreated):
         return f"{name} {event.fire_at_ms - event.timestamp_ms}"
     label = getattr(event, "name", None)
-    if isinstance(event, events.ActivityScheduled | events.ExternalSubscribed):
+    if isinstance(
+        event, events.ActivityScheduled | events.ExternalSubscribed | events.QueueSubscribed
+    ):
         return f"{name} {label}"
     return name
 
@@ -103,7 +107,8 @@ class World:
 
     history: the current execution's, in the form in which it comes out of a store. earlier: the
     histories of the executions before it. now_ms: virtual time, moved by `fire` and by the test.
-    delivered: what was taken, and when. unread: what the last turn did not take.
+    delivered: what was taken, and when. unread: what the last turn did not take. items: those of
+    its event queues that came and were not handed out yet.
     """
 
     def __init__(
@@ -131,6 +136,8 @@ class World:
         self.turns: list[Turn] = []
         self.delivered: list[tuple[int, work.AnyWorkItem]] = []
         self.unread: Sequence[work.AnyWorkItem] = ()
+        self.items: list[work.EventEnqueued] = []
+        self.enqueued = 0
         self.dropped: dict[str, int] = {}
         self.execution: Execution | None = None
         WORLDS.append(self)
@@ -181,7 +188,12 @@ class World:
     def fresh(self) -> Execution:
         """An execution that knows nothing yet."""
         info = Info(self.instance_id, self.incarnation, self.execution_id, self.nesting)
-        return Execution(self.orchestration, info, self._lookup, repeated=self.repeated)
+        mailbox = Mailbox()
+        for item in self.items:
+            mailbox.put(item)
+        return Execution(
+            self.orchestration, info, self._lookup, repeated=self.repeated, mailbox=mailbox
+        )
 
     def replayed(self) -> Execution:
         """Another execution that has repeated the history."""
@@ -206,6 +218,9 @@ class World:
         turn = self.execution.step(items, self.now_ms)
         self.delivered.extend((self.now_ms, item) for item in items[: turn.taken])
         self.unread = items[turn.taken :]
+        taken = items[: turn.taken]
+        self.items += [item for item in taken if isinstance(item, work.EventEnqueued)]
+        self.items = [item for item in self.items if item.seq not in turn.dequeued]
         return self._took(turn)
 
     def _took(self, turn: Turn) -> Turn:
@@ -280,6 +295,14 @@ class World:
     def raise_event(self, name: str, data: Any = None) -> Turn:
         return self.step(work.ExternalRaised(name, raw(data)))
 
+    def item(self, name: str, data: Any = None) -> work.EventEnqueued:
+        """The message that brings an item of an event queue."""
+        self.enqueued += 1
+        return work.EventEnqueued(name, raw(data), self.enqueued)
+
+    def enqueue(self, name: str, data: Any = None) -> Turn:
+        return self.step(self.item(name, data))
+
     def cancel(self, reason: str = "") -> Turn:
         return self.step(work.CancelInstance(reason))
 
@@ -310,6 +333,8 @@ class World:
             return self.fire(source)
         if isinstance(event, events.ExternalSubscribed):
             return self.raise_event(event.name, event.name)
+        if isinstance(event, events.QueueSubscribed):
+            return self.enqueue(event.name, event.name)
         return self.complete(source, self.input_of(source))
 
 

@@ -51,6 +51,8 @@ class Interpreter:
             return ctx.schedule_timer(parts[0])
         if kind == "wait":
             return ctx.schedule_wait(parts[0])
+        if kind == "dequeue":
+            return ctx.dequeue_event(parts[0])
         if kind == "child":
             return child([*parts])
         if kind == "sleep":
@@ -227,6 +229,7 @@ leaves = st.one_of(
     st.tuples(st.just("activity"), st.sampled_from(["a", "b", FAILS])),
     st.tuples(st.just("timer"), delays),
     st.tuples(st.just("wait"), st.sampled_from(EVENTS)),
+    st.tuples(st.just("dequeue"), st.sampled_from(EVENTS)),
     st.tuples(st.just("child"), st.sampled_from(["c", FAILS])),
     st.tuples(st.just("sleep"), delays),
     st.tuples(

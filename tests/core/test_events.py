@@ -62,6 +62,14 @@ LINES = {
     events.ExternalUnsubscribed: (
         '{"type":"ExternalUnsubscribed","event_id":3,"timestamp_ms":5,"source_event_id":2}'
     ),
+    events.QueueSubscribed: '{"type":"QueueSubscribed","event_id":2,"timestamp_ms":5,"name":"n"}',
+    events.QueueEvent: (
+        '{"type":"QueueEvent","event_id":3,"timestamp_ms":5,"source_event_id":2,"name":"n",'
+        '"data":[1]}'
+    ),
+    events.QueueUnsubscribed: (
+        '{"type":"QueueUnsubscribed","event_id":3,"timestamp_ms":5,"source_event_id":2}'
+    ),
     events.SubOrchestrationScheduled: (
         '{"type":"SubOrchestrationScheduled","event_id":2,"timestamp_ms":5,"name":"n",'
         '"instance":"i","input":null,"version":"1"}'
@@ -128,6 +136,7 @@ def test_another_line_is_no_event(line: bytes) -> None:
         work.ActivityFailed(1, 2, events.Failure("E", "m")),
         work.TimerFired(1, 2, 3),
         work.ExternalRaised("n", msgspec.Raw(b"{}")),
+        work.EventEnqueued("n", msgspec.Raw(b"[]")),
         work.SubOrchCompleted(1, 2, msgspec.Raw(b"null")),
         work.SubOrchFailed(1, 2, events.Failure("E", "m")),
         work.CancelInstance("r"),

@@ -51,6 +51,8 @@ class Chances:
                 items.append(work.CancelInstance("by chance"))
             elif chance.random() < 0.1:
                 items.append(work.ExternalRaised(chance.choice(EVENTS), msgspec.Raw(b'"stray"')))
+            elif chance.random() < 0.1:
+                items.append(world.item(chance.choice(EVENTS), "stray"))
             elif self._answered and chance.random() < 0.1:
                 items.append(chance.choice(self._answered))
             elif left:
@@ -64,6 +66,8 @@ class Chances:
             item: work.AnyWorkItem = world.firing(source)
         elif isinstance(event, events.ExternalSubscribed):
             return work.ExternalRaised(event.name, msgspec.Raw(b'"raised"'))
+        elif isinstance(event, events.QueueSubscribed):
+            return world.item(event.name, "enqueued")
         elif FAILS in str(world.input_of(source)):
             item = world.failure(source)
         else:
@@ -98,7 +102,7 @@ def renewed(world: World) -> list[work.AnyWorkItem]:
     return kept
 
 
-KEPT = (work.ExternalRaised, work.CancelInstance)
+KEPT = (work.ExternalRaised, work.EventEnqueued, work.CancelInstance)
 
 
 def histories(world: World) -> list[list[events.AnyEvent]]:
@@ -148,6 +152,8 @@ def message_of(event: events.AnyEvent, execution_id: int) -> work.AnyWorkItem:
             return work.TimerFired(execution_id, source, fire_at_ms)
         case events.ExternalEvent(name=name, data=data):
             return work.ExternalRaised(name, data)
+        case events.QueueEvent(name=name, data=data):
+            return work.EventEnqueued(name, data, event.event_id)
         case events.SubOrchestrationCompleted(source_event_id=source, result=result):
             return work.SubOrchCompleted(execution_id, source, result)
         case events.SubOrchestrationFailed(source_event_id=source, error=error):

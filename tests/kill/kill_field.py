@@ -9,10 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 from kill_ledger import Ledger, Line, Tail
-from kill_load import LAST
+from kill_outside import LOOK_S, Outside
 
 from perdure import Client
 
@@ -20,37 +19,38 @@ WORKER = Path(__file__).with_name("kill_worker.py")
 RESIDENTS = (5_000, 5, 0)
 """The limits that successive workers have, so that many instances come back by replay too."""
 WITHOUT_END = 10**9
-LOOK_S = 0.005
 PATIENCE_S = 60.0
 
 
 class Field:
     """Use as `async with Field(folder, seed) as field`.
 
-    seed: of the client's choices. lines: what has been read of the ledger so far.
+    seed: of the client's choices. store: the name of a SQLite file, or, without a dot, of a folder.
+    lines: what has been read of the ledger so far.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.store = folder / "store.db"
+    def __init__(self, folder: Path, seed: int, store: str = "store.db") -> None:
+        self.store = folder / store
         self.lines: list[Line] = []
         self._folder = folder
         self._log = folder / "worker.log"
-        self._random = Random(seed)
+        self._seed = seed
         self._tail = Tail(folder / "ledger")
         self._workers: list[Worker] = []
         self._outside: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Field:
         self.ledger = Ledger(self._folder / "ledger")
-        self._outside = asyncio.create_task(self._serve())
+        if self.store.suffix:
+            self._outside = asyncio.create_task(self._serve())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.clear_away()
-        assert self._outside is not None
-        self._outside.cancel()
-        await asyncio.gather(self._outside, return_exceptions=True)
+        if self._outside is not None:
+            self._outside.cancel()
+            await asyncio.gather(self._outside, return_exceptions=True)
         self.look()
         self.ledger.close()
 
@@ -66,7 +66,7 @@ class Field:
     def spawn(self, until: int, *place: object) -> Worker:
         """Start a worker; see kill_worker for the meaning of `until` and `place`."""
         residents = RESIDENTS[len(self._workers) % len(RESIDENTS)]
-        arguments = [self._folder, residents, until, *place]
+        arguments = [self.store, self._seed, residents, until, *place]
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, str(WORKER), *map(str, arguments)], stderr=log
@@ -78,46 +78,16 @@ class Field:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something that is to be seen from outside holds."""
-        assert self._outside is not None
         give_up = time.monotonic() + PATIENCE_S
         while not holds():
-            if self._outside.done():
+            if self._outside is not None and self._outside.done():
                 self._outside.result()
             assert time.monotonic() < give_up, f"nothing happens any more:\n{self.log[-2_000:]}"
             await asyncio.sleep(LOOK_S)
 
-    # The client outside.
-
     async def _serve(self) -> None:
-        """Write to mailboxes and cancel sleepers, as soon as their start is acknowledged."""
-        known: set[str] = set()
-        tail = Tail(self._folder / "ledger")
-        async with Client(f"sqlite:///{self.store}") as client, asyncio.TaskGroup() as group:
-            while True:
-                for line in tail.new():
-                    if line.word != "ok" or line.args[0] != "start" or line.args[1] in known:
-                        continue
-                    instance_id = line.args[1]
-                    known.add(instance_id)
-                    if instance_id.startswith("mailbox"):
-                        group.create_task(self._write_to(client, instance_id))
-                    elif instance_id.startswith("sleeper"):
-                        group.create_task(self._cancel(client, instance_id))
-                await asyncio.sleep(LOOK_S)
-
-    async def _write_to(self, client: Client, instance_id: str) -> None:
-        notes = [f"{number}-{instance_id}" for number in range(self._random.randint(0, 6))]
-        for data in [*notes, LAST + instance_id]:
-            await asyncio.sleep(self._random.choice([0, 0, 0.01, 0.05]))
-            self.ledger.write("intent", "event", instance_id, "note", data)
-            await client.raise_event(instance_id, "note", data)
-            self.ledger.write("ok", "event", instance_id, "note", data)
-
-    async def _cancel(self, client: Client, instance_id: str) -> None:
-        await asyncio.sleep(self._random.uniform(0, 0.2))
-        self.ledger.write("intent", "cancel", instance_id)
-        await client.cancel_instance(instance_id, "enough")
-        self.ledger.write("ok", "cancel", instance_id)
+        async with Client(f"sqlite:///{self.store}") as client:
+            await Outside(client, self._folder / "ledger", self._seed).serve()
 
 
 class Worker:

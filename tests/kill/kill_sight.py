@@ -13,7 +13,10 @@ from kill_checker import Effects, Execution, Instance, Seen
 from kill_ledger import Line
 
 from perdure import Client
-from perdure.providers.contract import InstanceFilter
+from perdure.providers.contract import RowFilter
+from perdure.providers.filesystem import FilesystemProvider
+from perdure.providers.filesystem.paths import folder_name
+from perdure.providers.filesystem.readable import lines_of
 
 PAGE = 500
 
@@ -35,6 +38,8 @@ _LEFTOVERS = {
 
 async def look(store: Path, lines: Sequence[Line]) -> Seen:
     """Everything that there is to check. Nothing else may use the store any more."""
+    if not store.suffix:
+        return await _look_at_folder(store, lines)
     async with Client(f"sqlite:///{store}") as client:
         instances = await _instances(client)
     connection = apsw.Connection(str(store))
@@ -47,10 +52,39 @@ async def look(store: Path, lines: Sequence[Line]) -> Seen:
     return Seen(list(lines), instances, leftovers, integrity)
 
 
+async def _look_at_folder(store: Path, lines: Sequence[Line]) -> Seen:
+    files = _readable_files(store)
+    provider = FilesystemProvider(store)
+    async with Client(provider) as client:
+        instances = await _instances(client)
+        rows = list(provider.store.tables.instances.values())
+        leftovers = {
+            "activities": sum(len(row.activities) for row in rows),
+            "timers": sum(len(row.timers) for row in rows),
+            "inbox": sum(len(row.inbox) for row in rows),
+            "nodes": len(await provider.nodes()),
+            "claimed instances": sum(row.owner is not None for row in rows),
+            "open instances": sum(row.finished_ms is None for row in rows),
+            "due instances": sum(row.due_ms is not None for row in rows),
+            "blocked instances": sum(row.blocked is not None for row in rows),
+        }
+    histories = {
+        Path(folder_name(row.instance_id), f"{number}.jsonl"): lines_of(execution.history.values())
+        for row in rows
+        for number, execution in row.executions.items()
+    }
+    integrity = "ok" if files == histories else "the readable files are not the histories"
+    return Seen(list(lines), instances, leftovers, integrity)
+
+
+def _readable_files(store: Path) -> dict[Path, bytes]:
+    return {path.relative_to(store): path.read_bytes() for path in store.glob("*/*.jsonl")}
+
+
 async def _instances(client: Client) -> list[Instance]:
     found: list[Instance] = []
     after = 0
-    while rows := await client.provider.list_instances(InstanceFilter(), after, PAGE):
+    while rows := await client.provider.list_instances(RowFilter(), after, PAGE):
         for row in rows:
             executions = [
                 Execution(

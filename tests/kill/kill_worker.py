@@ -1,6 +1,9 @@
-"""The process that is killed: hosts the load on a SQLite file, and starts instances.
+"""The process that is killed: hosts the load on a store, and starts instances.
 
-    kill_worker.py FOLDER RESIDENTS UNTIL [PLACE KIND NUMBER]
+    kill_worker.py STORE SEED RESIDENTS UNTIL [PLACE KIND NUMBER]
+
+STORE: the path of a SQLite file, or, without a dot, of a folder. A folder has one process at most:
+there the client that writes and cancels lives in this process, too. SEED: of that client's choices.
 
 It starts instances until there are UNTIL of them, a few at a time, each noted in the ledger; those
 that an earlier worker has left unfinished come first. It keeps up to RESIDENTS of them in memory,
@@ -23,6 +26,7 @@ from pathlib import Path
 
 from kill_ledger import Ledger, Line, read_ledger
 from kill_load import ACTIVITIES, KINDS, Load, Site, die, use
+from kill_outside import Outside
 
 from perdure import Client, Options, OrchestrationFailedError, Runtime
 from perdure.providers.contract import (
@@ -33,6 +37,7 @@ from perdure.providers.contract import (
     Outcome,
     StartInstance,
 )
+from perdure.providers.filesystem import FilesystemProvider
 from perdure.providers.sqlite import SqliteProvider
 
 AT_ONCE = 20
@@ -55,21 +60,46 @@ class Death:
                 die()
 
 
-class MortalProvider(SqliteProvider):
+class Probe:
     """Tells `death` what each transaction is about."""
 
-    def __init__(self, path: Path, death: Death) -> None:
-        super().__init__(path, probe=self._probe)
+    def __init__(self, death: Death) -> None:
         self._death = death
-        self._kinds: list[str] = []
+        self.kinds: list[str] = []
+
+    def __call__(self, place: str) -> None:
+        self._death.at(place, self.kinds)
+
+
+class MortalProvider(SqliteProvider):
+    def __init__(self, path: Path, death: Death) -> None:
+        self._told = Probe(death)
+        super().__init__(path, probe=self._told)
 
     def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
         # The committer has one batch under way at a time.
-        self._kinds = kinds_of(batch)
+        self._told.kinds = kinds_of(batch)
         return super().commit(batch)
 
-    def _probe(self, place: str) -> None:
-        self._death.at(place, self._kinds)
+
+class MortalFilesystemProvider(FilesystemProvider):
+    def __init__(self, path: Path, death: Death) -> None:
+        self._told = Probe(death)
+        super().__init__(path, probe=self._told)
+
+    def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
+        self._told.kinds = kinds_of(batch)
+        return super().commit(batch)
+
+    def accepted(self, instance_id: str, data: str) -> bool:
+        """Whether a note is in the inbox or in a history of an instance."""
+        instance, note = self.store.tables.find(instance_id), f'"{data}"'.encode()
+        if instance is None:
+            return False
+        bodies = [message.body for message in instance.inbox.values()]
+        for execution in instance.executions.values():
+            bodies += execution.history.values()
+        return any(note in body for body in bodies)
 
 
 def kinds_of(batch: Sequence[Operation]) -> list[str]:
@@ -144,20 +174,39 @@ class Worker:
             self._ledger.write("result", instance_id, "completed", digest(result))
 
 
-async def main(folder: Path, residents: int, until: int, death: Death) -> None:
-    lines = read_ledger(folder / "ledger")
-    ledger, path = Ledger(folder / "ledger"), folder / "store.db"
-    provider = MortalProvider(path, death)
+async def main(store: Path, seed: int, residents: int, until: int, death: Death) -> None:
+    ledger = store.with_name("ledger")
+    lines = read_ledger(ledger)
     options = Options(max_activities=15, max_threads=4, max_residents=residents)
-    async with Client(f"sqlite:///{path}") as own:
+    provider: MortalProvider | MortalFilesystemProvider
+    if store.suffix:
+        provider = MortalProvider(store, death)
+        second = Client(f"sqlite:///{store}")
+    else:
+        provider = MortalFilesystemProvider(store, death)
+        second = Client(FilesystemProvider(provider.store))
+    async with second as own:
         # Before the runtime starts: activities begin as soon as it does.
-        use(Site(ledger, own, functools.partial(death.at, "end", ["any"])))
+        use(Site(Ledger(ledger), own, functools.partial(death.at, "end", ["any"])))
         async with Runtime(provider, [*KINDS, *ACTIVITIES], options=options) as runtime:
-            await Worker(runtime.client, ledger, until).run(*instances_so_far(lines))
+            worker = Worker(runtime.client, Ledger(ledger), until)
+            if isinstance(provider, MortalFilesystemProvider):
+                outside = Outside(own, ledger, seed, provider.accepted)
+                serving = asyncio.create_task(outside.serve())
+                serving.add_done_callback(end_with)
+            await worker.run(*instances_so_far(lines))
+            if isinstance(provider, MortalFilesystemProvider):
+                serving.cancel()
+
+
+def end_with(serving: asyncio.Task[None]) -> None:
+    """Without its outside a worker would wait for ever."""
+    if not serving.cancelled():
+        logging.getLogger().error("the client outside has failed", exc_info=serving.exception())
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    folder, residents, until, *place = sys.argv[1:]
+    store, seed, residents, until, *place = sys.argv[1:]
     death = Death(place[0], place[1], int(place[2])) if place else Death()
-    asyncio.run(main(Path(folder), int(residents), int(until), death))
+    asyncio.run(main(Path(store), int(seed), int(residents), int(until), death))

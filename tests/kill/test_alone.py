@@ -174,6 +174,6 @@ async def one_is_taken(provider: SqliteProvider) -> None:
         while True:
             for name in NAMES:
                 found = await provider.survey("nobody", frozenset(), frozenset([name]))
-                if not found.activities:
+                if found.activities_due_ms is None:
                     return
             await asyncio.sleep(0.002)

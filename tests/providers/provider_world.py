@@ -22,6 +22,7 @@ from perdure.providers.contract import (
     Started,
     StartInstance,
 )
+from perdure.providers.filesystem import FilesystemProvider, FilesystemStore
 from perdure.providers.memory import MemoryProvider, MemoryStore
 from perdure.providers.sqlite import SqliteProvider
 
@@ -53,12 +54,18 @@ class World:
         self.kind = kind
         self.path = folder / f"{kind}.db"
         self.memory = MemoryStore(self.clock)
+        self.folder: FilesystemStore | None = None
         self._opened: list[Provider] = []
 
     async def open(self) -> Provider:
         provider: Provider
         if self.kind == "memory":
             provider = MemoryProvider(self.memory)
+        elif self.kind == "filesystem":
+            # One process at a time: the views share what that process has opened.
+            if self.folder is None or self.folder.is_closed:
+                self.folder = FilesystemStore(self.path, self.clock)
+            provider = FilesystemProvider(self.folder)
         else:
             provider = SqliteProvider(self.path, now_ms=self.clock, lock_wait_ms=5_000)
         await provider.open()

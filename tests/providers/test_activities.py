@@ -133,7 +133,7 @@ async def test_a_claim_brings_all_that_running_it_needs(world: World) -> None:
     claimed = await claim_work(provider, "pay", node_id="n-2")
 
     assert claimed == ClaimedActivities(
-        (ActivityClaim(of.key, "i-1", "inc of i-1", 1, 3, "pay", b"\x00[7]", 1),), more=False
+        (ActivityClaim(of.key, "i-1", "inc of i-1", 1, 3, "pay", b"\x00[7]", 1, 1),), more=False
     )
     assert await one(provider, complete(of, 3, node_id="n-2")) == Done()
 

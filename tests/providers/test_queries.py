@@ -28,11 +28,12 @@ from perdure.providers.contract import (
     CommitTurn,
     Ending,
     ExecutionRow,
-    InstanceFilter,
     Mail,
     NextExecution,
     ParentLink,
     ReleaseInstance,
+    RetryActivity,
+    RowFilter,
     Started,
     Survey,
 )
@@ -43,8 +44,8 @@ NAMES = frozenset({"pay", "ship"})
 async def test_the_survey_of_an_empty_store_is_empty(world: World) -> None:
     provider = await world.open()
 
-    assert await provider.survey("n-1", CAPS, NAMES) == Survey((), None, False)
-    assert await provider.survey("n-1", frozenset(), frozenset()) == Survey((), None, False)
+    assert await provider.survey("n-1", CAPS, NAMES) == Survey((), None, None)
+    assert await provider.survey("n-1", frozenset(), frozenset()) == Survey((), None, None)
 
 
 async def test_the_survey_shows_mail_of_held_instances_that_are_due(world: World) -> None:
@@ -103,15 +104,19 @@ async def test_the_survey_names_the_earliest_due_time_that_the_node_could_use(
 async def test_the_survey_tells_of_unclaimed_activities_that_the_node_knows(world: World) -> None:
     provider = await world.open()
     of = await acquire(provider)
+    now = world.clock.now
 
-    async def seen(*names: str) -> bool:
-        return (await provider.survey("n-1", CAPS, frozenset(names))).activities
+    async def seen(*names: str) -> int | None:
+        return (await provider.survey("n-1", CAPS, frozenset(names))).activities_due_ms
 
     await one(provider, turn(of, activities=(running(1, "pay"),)))
-    assert not await seen("pay")
+    assert await seen("pay") is None
     await one(provider, turn(of, activities=(queued(2, "ship"),)))
-    assert await seen("pay", "ship")
-    assert not await seen("pay")
+    assert await seen("pay", "ship") == now
+    assert await seen("pay") is None
+    await one(provider, RetryActivity(of.key, 1, 1, "n-1", 1, now + 500, b"error"))
+    assert await seen("pay") == now + 500
+    assert await seen("pay", "ship") == now
 
 
 async def test_unrunnable_lists_due_instances_that_no_pair_fits_oldest_first(
@@ -256,7 +261,7 @@ async def some_of_everything(world: World) -> None:
 
 async def listed(world: World, **wanted: Any) -> list[str]:
     provider = await world.open()
-    found = await provider.list_instances(InstanceFilter(**wanted))
+    found = await provider.list_instances(RowFilter(**wanted))
     return [instance.instance_id for instance in found]
 
 
@@ -280,7 +285,7 @@ async def test_a_list_is_paged_by_key(world: World) -> None:
         await start(provider, f"i-{n}", name="order" if n % 2 else "refund")
 
     pages, after = [], 0
-    while page := await provider.list_instances(InstanceFilter(name="order"), after, 5):
+    while page := await provider.list_instances(RowFilter(name="order"), after, 5):
         pages.append([instance.instance_id for instance in page])
         after = page[-1].key
 
@@ -288,7 +293,7 @@ async def test_a_list_is_paged_by_key(world: World) -> None:
     assert [each for page in pages for each in page] == [f"i-{n}" for n in range(1, 25, 2)]
 
 
-async def test_children_are_those_of_this_incarnation_oldest_first(world: World) -> None:
+async def test_a_tree_has_the_children_of_this_incarnation_oldest_first(world: World) -> None:
     provider = await world.open()
     await start(provider, "p", incarnation="now")
     for n in range(3):
@@ -296,11 +301,13 @@ async def test_children_are_those_of_this_incarnation_oldest_first(world: World)
     await start(provider, "other", parent=ParentLink("q", "now", 1, 1))
     await start(provider, "old", parent=ParentLink("p", "before", 1, 1))
 
-    children = await provider.list_children("p", "now")
+    await start(provider, "grandchild", parent=ParentLink("c-1", "inc of c-1", 1, 1))
 
-    assert [child.instance_id for child in children] == ["c-0", "c-1", "c-2"]
-    assert children[0] == await row(provider, "c-0")
-    assert await provider.list_children("nobody", "now") == []
+    root, *below = await provider.list_tree("p")
+
+    assert [child.instance_id for child in below] == ["c-0", "c-1", "c-2", "grandchild"]
+    assert (root, below[0]) == (await row(provider, "p"), await row(provider, "c-0"))
+    assert await provider.list_tree("nobody") == []
 
 
 async def test_instances_are_counted_by_status(world: World) -> None:

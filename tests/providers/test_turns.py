@@ -323,7 +323,7 @@ async def test_starts_and_sends_of_a_turn_are_applied(world: World) -> None:
     )
 
     starts = is_a(Committed, outcome).starts
-    children = await provider.list_children("i-1", "inc of i-1")
+    _, *children = await provider.list_tree("i-1")
     assert [child.instance_id for child in children] == ["child-1", "child-2"]
     assert [is_a(Started, starts[n]).key for n in (0, 2)] == [child.key for child in children]
     assert is_a(Taken, starts[1]).instance.instance_id == "i-2"

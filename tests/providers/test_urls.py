@@ -8,6 +8,7 @@ import pytest
 from provider_world import start
 
 from perdure.errors import ProviderError
+from perdure.providers.filesystem import FilesystemProvider
 from perdure.providers.memory import MemoryProvider
 from perdure.providers.sqlite import SqliteProvider
 from perdure.providers.urls import open_provider
@@ -29,6 +30,25 @@ def test_four_slashes_name_an_absolute_path() -> None:
 
     assert isinstance(provider, SqliteProvider)
     assert provider.path == "/var/lib/shop.db"
+
+
+def test_three_slashes_name_a_folder_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    provider = open_provider("file:///data/shop")
+
+    assert isinstance(provider, FilesystemProvider)
+    assert provider.path == str(tmp_path / "data" / "shop")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["file:////var/lib/shop", "file:////var/lib/shop/"])
+def test_four_slashes_name_a_folder_by_its_absolute_path(url: str) -> None:
+    provider = open_provider(url)
+
+    assert isinstance(provider, FilesystemProvider)
+    assert provider.path == "/var/lib/shop"
 
 
 async def test_memory_without_a_name_is_a_new_store_at_each_call() -> None:
@@ -70,7 +90,12 @@ async def test_memory_with_a_name_is_one_store_of_this_process() -> None:
         "memory:",
         "memory://a/b",
         "postgres://host/db",
-        "file:///folder",
+        "file:",
+        "file://",
+        "file:///",
+        "file:////",
+        "file://folder",
+        "file:///folder?mode=ro",
     ],
 )
 def test_anything_else_is_refused_with_the_forms_that_work(url: str) -> None:

@@ -21,6 +21,7 @@ from kit import (
 
 from perdure import (
     Client,
+    InstanceFilter,
     OrchestrationContext,
     OrchestrationFailedError,
     Runtime,
@@ -153,7 +154,8 @@ async def test_changed_code_blocks_the_instance_and_the_right_code_heals_it(
             assert blocked.retry_ms is not None
             for part in detail:
                 assert part in (blocked.blocked_detail or ""), blocked.blocked_detail
-            assert [row.instance_id for row in await client.list_instances(blocked=True)] == ["c"]
+            page = await client.list_instances(InstanceFilter(blocked=True))
+            assert [row.instance_id for row in page] == ["c"]
             assert await client.provider.read_history("c") == before
             other = await runtime.client.start_orchestration(healthy, "fine")
             assert await other.result() == "fine"

@@ -36,8 +36,8 @@ from perdure.errors import StoreUnavailable
 from perdure.providers.contract import (
     ClaimActivities,
     ClaimInstances,
-    InstanceFilter,
     Operation,
+    RowFilter,
     SendMessage,
 )
 from perdure.runtime import intake, watchdog
@@ -102,7 +102,7 @@ async def test_stopping_again_and_again_charges_nothing_and_loses_nothing(world:
             await runtime.start()
             await asyncio.sleep(generator.uniform(0, 0.02))
             await runtime.stop(generator.choice([0, 1]))
-            rows = await client.provider.list_instances(InstanceFilter(), limit=1000)
+            rows = await client.provider.list_instances(RowFilter(), limit=1000)
             assert {row.attempt for row in rows} == {0}
         async with world.runtime(*HOSTED):
             results = await asyncio.gather(*(handle.final_result() for handle in handles))
@@ -391,7 +391,7 @@ async def test_what_is_claimed_while_the_runtime_stops_is_given_back_uncharged(
             await stopping
 
             assert TRIES == []
-            (row,) = await client.provider.list_instances(InstanceFilter())
+            (row,) = await client.provider.list_instances(RowFilter())
             assert row.attempt == 0
             GATES["claimed"].open()
             async with world.runtime(waiting_on, gated):

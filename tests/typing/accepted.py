@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 import perdure
 from perdure import (
+    ActivityDepth,
     Client,
     DurableFuture,
     Instance,
+    InstanceFilter,
+    InstancePage,
+    InstanceTree,
     OrchestrationContext,
     OrchestrationHandle,
+    PruneOptions,
+    PruneResult,
     Runtime,
+    Wait,
     activity,
     orchestration,
 )
@@ -107,7 +114,22 @@ async def client_calls(url: str) -> None:
         await client.cancel_instance("a", reason="changed my mind")
         assert_type(await client.get_instance("a"), Instance)
         assert_type(await client.wait_for_orchestration("a", timeout=1), Instance)
-        assert_type(await client.list_instances(status="failed"), list[Instance])
+        page = await client.list_instances(InstanceFilter(status="failed"))
+        assert_type(page, InstancePage)
+        assert_type(list(page), list[Instance])
+        await client.list_instances(cursor=page.cursor, limit=5)
+        assert_type(await client.get_instance_tree("a"), InstanceTree)
+        assert_type(await client.waiting_for("a"), list[Wait])
+        assert_type((await client.get_queue_depths()).activities, dict[str, ActivityDepth])
+        assert_type((await client.get_metrics()).counters, dict[str, int] | None)
+        lines = await client.export_instance("a")
+        assert_type(await client.import_instances(lines), list[str])
+        everything = InstanceFilter(finished_before=datetime.now(UTC) - timedelta(days=30))
+        assert_type(
+            await client.prune_executions_bulk(everything, PruneOptions(keep_last=3)), PruneResult
+        )
+        assert_type(await client.delete_instance("a", force=True), int)
+        assert_type(await client.delete_instances_bulk(everything), int)
 
 
 async def service() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import perdure
-from perdure import Client, OrchestrationContext, activity, orchestration
+from perdure import Client, InstanceFilter, OrchestrationContext, activity, orchestration
 
 
 @activity
@@ -49,7 +49,11 @@ async def client_calls(client: Client) -> None:
     await client.start_orchestration(checkout, "o-1", if_exists="maybe")  # error
     handle = await client.start_orchestration(checkout, "o-1")
     wrong: int = await handle.final_result()  # error
-    print(wrong, await client.list_instances(status="lost"))  # error
+    print(wrong, await client.list_instances(InstanceFilter(status="lost")))  # error
+    await client.list_instances("failed")  # error
+    await client.list_instances(limit="5")  # error
+    await client.delete_instances_bulk()  # error
+    await client.import_instances("text")  # error
 
 
 def script() -> None:

@@ -5,20 +5,13 @@ What a command needs is imported when it runs, so that `perdure --version` and `
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import click
 
+from perdure.cli import act_verbs, look_verbs
+from perdure.cli.options import store_option
 from perdure.cli.outcome import reported
-from perdure.providers.contract import Status
-
-store_option = click.option(
-    "--store",
-    metavar="URL",
-    help="The store, such as sqlite:///jobs.db. Default: PERDURE_STORE, then [tool.perdure] store "
-    "in pyproject.toml.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 class Commands(click.Group):
@@ -33,12 +26,12 @@ class Commands(click.Group):
 @click.version_option(package_name="perdure")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
-    """Durable orchestration: run orchestrations and look at them.
+    """Durable orchestration: run orchestrations, look at them, and tidy up.
 
     \b
     Exit codes: 0 done, 1 unexpected error, 2 usage, 3 not found, 4 wrong state,
     5 the orchestration failed, 6 it was cancelled, 7 timed out, 8 no usable store,
-    130 interrupted.
+    9 what is to be imported is not valid, 130 interrupted.
     """
 
 
@@ -84,32 +77,19 @@ def run(
     running.run(target, input_json, instance_id, timeout, store)
 
 
-@main.command(name="list")
-@click.option(
-    "--status", type=click.Choice(get_args(Status)), help="Only instances with this status."
-)
-@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
-@json_option
-@store_option
-def list_(status: Status | None, limit: int, as_json: bool, store: str | None) -> None:
-    """List instances, oldest first.
-
-    Example: perdure list --status failed --store sqlite:///shop.db
-    """
-    from perdure.cli import looking
-
-    looking.list_instances(store, status, limit, as_json)
-
-
-@main.command()
-@click.argument("instance_id", metavar="ID")
-@json_option
-@store_option
-def show(instance_id: str, as_json: bool, store: str | None) -> None:
-    """Show an instance: how it is, what it waits for, its history.
-
-    Example: perdure show checkout-o-1 --store sqlite:///shop.db
-    """
-    from perdure.cli import looking
-
-    looking.show_instance(store, instance_id, as_json)
+for command in (
+    look_verbs.list_,
+    look_verbs.show,
+    look_verbs.executions,
+    look_verbs.history,
+    look_verbs.tree,
+    look_verbs.stats,
+    act_verbs.raise_,
+    act_verbs.enqueue,
+    act_verbs.cancel,
+    act_verbs.prune,
+    act_verbs.delete,
+    act_verbs.export,
+    act_verbs.import_,
+):
+    main.add_command(command)

@@ -1,61 +1,126 @@
-"""`perdure list` and `perdure show`: they need the store only, and change nothing in it."""
+"""The commands that look: they need the store only, and change nothing in it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
+from perdure.cli.options import Wanted
+from perdure.cli.outcome import NOT_FOUND, USAGE, Refusal
 from perdure.cli.settings import store_to_look_at
-from perdure.cli.tables import moment, print_facts, print_table
+from perdure.cli.tables import moment, print_facts, print_json, print_table
 from perdure.client.client import Client
-from perdure.client.models import Instance
+from perdure.client.filters import InstanceFilter, key_of
+from perdure.client.models import Instance, InstanceTree, Metrics, QueueDepths
+from perdure.client.waits import Wait
 from perdure.core import events
-from perdure.providers.contract import Status
 
-SCHEMA = "perdure/v1"
+T = TypeVar("T")
+
 NOT_SHOWN = {"event_id", "timestamp_ms", "source_event_id", "name", "incarnation", "engine"}
+HEADING = ("INSTANCE", "ORCHESTRATION", "STATUS", "EXECUTION", "CREATED", "FINISHED")
 
 
-def list_instances(store: str | None, status: Status | None, limit: int, as_json: bool) -> None:
-    instances = asyncio.run(_list(store_to_look_at(store), status, limit))
-    if len(instances) == limit:
-        click.echo(f"perdure: the first {limit}; --limit shows more", err=True)
+def filter_of(wanted: Wanted) -> InstanceFilter:
+    """What the options mean, as of now."""
+    age = wanted.finished_before
+    return InstanceFilter(
+        status=wanted.status,
+        name=wanted.name,
+        id_prefix=wanted.id_prefix,
+        parent=wanted.parent,
+        blocked=wanted.blocked,
+        finished_before=None if age is None else datetime.now(UTC) - age,
+    )
+
+
+def list_instances(
+    store: str | None, wanted: Wanted, limit: int, cursor: str | None, as_json: bool
+) -> None:
+    filter = filter_of(wanted)
+    try:
+        key_of(cursor)
+    except ValueError:
+        raise Refusal(USAGE, f"{cursor} is no cursor", "a list that goes on prints one") from None
+    page = _read(store, lambda client: client.list_instances(filter, cursor=cursor, limit=limit))
     if as_json:
-        _print_json({"schema": SCHEMA, "instances": instances})
+        print_json({"instances": page.instances, "cursor": page.cursor})
+    else:
+        print_table([HEADING, *(_columns(instance) for instance in page)])
+    if page.cursor is not None:
+        click.echo(
+            f"perdure: the first {limit}; --limit shows more, --cursor {page.cursor} goes on",
+            err=True,
+        )
+
+
+def show_instance(store: str | None, instance_id: str, as_json: bool) -> None:
+    instance, history, waits = _read(store, lambda client: _whole(client, instance_id))
+    if as_json:
+        print_json({"instance": instance, "waiting_for": waits, "history": history})
         return
-    heading = ("INSTANCE", "ORCHESTRATION", "STATUS", "EXECUTION", "CREATED", "FINISHED")
+    print_facts(facts(instance, waits))
+    click.echo()
+    _print_history(history)
+
+
+def list_executions(store: str | None, instance_id: str, as_json: bool) -> None:
+    found = _read(store, lambda client: client.list_executions(instance_id))
+    if as_json:
+        print_json({"executions": found})
+        return
+    heading = ("EXECUTION", "VERSION", "STATUS", "STARTED", "ENDED")
     rows = [
         (
-            instance.instance_id,
-            _runs(instance),
-            instance.status + (f" ({instance.blocked})" if instance.blocked else ""),
-            str(instance.execution_id),
-            moment(instance.created_ms),
-            moment(instance.finished_ms),
+            str(one.execution_id),
+            one.version or "",
+            one.status,
+            moment(one.started_ms),
+            moment(one.ended_ms),
         )
-        for instance in instances
+        for one in found
     ]
     print_table([heading, *rows])
 
 
-def show_instance(store: str | None, instance_id: str, as_json: bool) -> None:
-    instance, history = asyncio.run(_read(store_to_look_at(store), instance_id))
+def show_history(store: str | None, instance_id: str, execution: int | None, as_json: bool) -> None:
+    lines = _read(store, lambda client: _recorded(client, instance_id, execution))
     if as_json:
-        _print_json({"schema": SCHEMA, "instance": instance, "history": history})
+        click.echo(b"".join(line + b"\n" for line in lines), nl=False)
+    else:
+        _print_history([events.decode(line) for line in lines])
+
+
+def show_tree(store: str | None, instance_id: str, as_json: bool) -> None:
+    tree = _read(store, lambda client: client.get_instance_tree(instance_id))
+    if as_json:
+        print_json({"tree": tree})
+    else:
+        print_table([HEADING, *_branch(tree, 0)])
+
+
+def show_stats(store: str | None, as_json: bool) -> None:
+    metrics, depths = _read(store, _numbers)
+    if as_json:
+        print_json({"metrics": metrics, "depths": depths})
         return
-    print_facts(facts(instance, history))
-    click.echo()
-    names = {event.event_id: getattr(event, "name", "") for event in history}
-    print_table(
-        [("ID", "TIME", "EVENT", "OF", "DETAIL"), *(_row(event, names) for event in history)]
-    )
+    print_facts(_stats(metrics, depths))
+    if depths.activities:
+        click.echo()
+        heading = ("ACTIVITY", "WAITING", "LATER", "RUNNING")
+        rows = [
+            (name, str(depth.waiting), str(depth.later), str(depth.running))
+            for name, depth in depths.activities.items()
+        ]
+        print_table([heading, *rows])
 
 
-def facts(instance: Instance, history: Sequence[events.AnyEvent]) -> list[tuple[str, str]]:
+def facts(instance: Instance, waits: Sequence[Wait]) -> list[tuple[str, str]]:
     """What is known of an instance beside its history, as labels and texts."""
     error = instance.error
     return [
@@ -65,7 +130,7 @@ def facts(instance: Instance, history: Sequence[events.AnyEvent]) -> list[tuple[
         ("status", instance.status),
         ("blocked", f"{instance.blocked}: {instance.blocked_detail}" if instance.blocked else ""),
         ("next try", moment(instance.retry_ms)),
-        ("waits for", ", ".join(waits(history)) if instance.finished_ms is None else ""),
+        *(("waits for", wait_text(wait)) for wait in waits),
         ("created", moment(instance.created_ms)),
         ("finished", moment(instance.finished_ms)),
         ("output", _text(instance.output) if instance.status == "completed" else ""),
@@ -73,23 +138,36 @@ def facts(instance: Instance, history: Sequence[events.AnyEvent]) -> list[tuple[
     ]
 
 
-def waits(history: Sequence[events.AnyEvent]) -> list[str]:
-    """What was asked for and has not come: activities, timers, external events, children."""
-    over = {getattr(event, "source_event_id", None) for event in history}
-    found = []
-    for event in history:
-        if event.event_id in over:
-            continue
-        match event:
-            case events.ActivityScheduled(name=name):
-                found.append(f"activity {name} (event {event.event_id})")
-            case events.TimerCreated(fire_at_ms=fire_at_ms):
-                found.append(f"timer at {moment(fire_at_ms)} (event {event.event_id})")
-            case events.ExternalSubscribed(name=name):
-                found.append(f"external event {name} (event {event.event_id})")
-            case events.SubOrchestrationScheduled(instance=child):
-                found.append(f"sub-orchestration {child} (event {event.event_id})")
-    return found
+def wait_text(wait: Wait) -> str:
+    """One thing that an instance waits for, in words."""
+    match wait.kind:
+        case "activity":
+            what = f"activity {wait.name}"
+        case "timer":
+            what = f"timer at {moment(wait.due_ms)}"
+        case "event":
+            what = f"external event {wait.name}"
+        case "queue":
+            what = f"an item of the queue {wait.name}"
+        case "child":
+            what = f"sub-orchestration {wait.instance_id}"
+    return f"{what} (event {wait.event_id}){_attempt_text(wait)}"
+
+
+def _attempt_text(wait: Wait) -> str:
+    if wait.attempt is None:
+        return ""
+    running = f", attempt {wait.attempt} runs on {wait.running_on}" if wait.running_on else ""
+    queued = f", {wait.attempt} attempts so far, next from {moment(wait.due_ms)}"
+    failed = f", the last failed: {wait.error.type}: {wait.error.message}" if wait.error else ""
+    return (running or queued) + failed
+
+
+def _print_history(history: Sequence[events.AnyEvent]) -> None:
+    names = {event.event_id: getattr(event, "name", "") for event in history}
+    print_table(
+        [("ID", "TIME", "EVENT", "OF", "DETAIL"), *(_row(event, names) for event in history)]
+    )
 
 
 def _row(event: events.AnyEvent, names: dict[int, str]) -> tuple[str, str, str, str, str]:
@@ -116,6 +194,40 @@ def _detail(field: str, value: Any) -> str:
     return value if isinstance(value, str) else _text(value)
 
 
+def _columns(instance: Instance, indent: str = "") -> tuple[str, ...]:
+    return (
+        indent + instance.instance_id,
+        _runs(instance),
+        instance.status + (f" ({instance.blocked})" if instance.blocked else ""),
+        str(instance.execution_id),
+        moment(instance.created_ms),
+        moment(instance.finished_ms),
+    )
+
+
+def _branch(tree: InstanceTree, depth: int) -> Iterator[tuple[str, ...]]:
+    # Lines, since a table drops the spaces at the edge of a cell.
+    yield _columns(tree.instance, "└" + "─" * (2 * depth - 1) + " " if depth else "")
+    for child in tree.children:
+        yield from _branch(child, depth + 1)
+
+
+def _stats(metrics: Metrics, depths: QueueDepths) -> list[tuple[str, str]]:
+    return [
+        ("instances", _counts(metrics.instances) or "none"),
+        ("blocked", _counts(metrics.blocked)),
+        ("nodes", ", ".join(f"{node.host} (process {node.pid})" for node in metrics.nodes)),
+        ("due", f"{depths.instances:,} instances that no node holds"),
+        ("messages", f"{depths.messages:,}"),
+        ("items", f"{depths.items:,} in event queues"),
+        ("timers", f"{depths.timers:,}"),
+    ]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {what}" for what, number in sorted(counts.items()))
+
+
 def _runs(instance: Instance) -> str:
     return instance.name + (f" {instance.version}" if instance.version else "")
 
@@ -124,16 +236,38 @@ def _text(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    click.echo(_text(document))
+def _read(store: str | None, ask: Callable[[Client], Awaitable[T]]) -> T:
+    url = store_to_look_at(store)
+
+    async def read() -> T:
+        async with Client(url) as client:
+            return await ask(client)
+
+    return asyncio.run(read())
 
 
-async def _list(url: str, status: Status | None, limit: int) -> list[Instance]:
-    async with Client(url) as client:
-        return await client.list_instances(status=status, limit=limit)
+async def _whole(
+    client: Client, instance_id: str
+) -> tuple[Instance, list[events.AnyEvent], list[Wait]]:
+    instance = await client.get_instance(instance_id)
+    history = await client.read_history(instance_id, instance.execution_id)
+    return instance, history, await client.waiting_for(instance_id)
 
 
-async def _read(url: str, instance_id: str) -> tuple[Instance, list[events.AnyEvent]]:
-    async with Client(url) as client:
-        instance = await client.get_instance(instance_id)
-        return instance, await client.read_history(instance_id, instance.execution_id)
+async def _recorded(client: Client, instance_id: str, execution: int | None) -> list[bytes]:
+    instance = await client.get_instance(instance_id)
+    number = instance.execution_id if execution is None else execution
+    lines: list[bytes] = []
+    while page := await client.provider.read_history(instance_id, number, len(lines)):
+        lines += page
+    if execution is not None and not lines:
+        raise Refusal(
+            NOT_FOUND,
+            f"{instance_id} has no execution {execution}, or it was pruned",
+            f"`perdure executions {instance_id}` shows those it has",
+        )
+    return lines
+
+
+async def _numbers(client: Client) -> tuple[Metrics, QueueDepths]:
+    return await client.get_metrics(), await client.get_queue_depths()

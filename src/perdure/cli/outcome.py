@@ -18,6 +18,7 @@ FAILED = 5
 CANCELLED = 6
 TIMED_OUT = 7
 NO_STORE = 8
+PROBLEMS = 9
 INTERRUPTED = 130
 
 
@@ -32,15 +33,19 @@ class Refusal(Exception):
 
 CODES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.InstanceNotFound, NOT_FOUND, "`perdure list` shows what the store has"),
-    (errors.InstanceAlreadyExists, CONFLICT, "choose another --id, or give the same input"),
+    (errors.InstanceAlreadyExists, CONFLICT, "`perdure show` tells what has this id"),
     (errors.InstanceTerminal, CONFLICT, ""),
+    (errors.InstanceRunning, CONFLICT, ""),
+    (errors.InstanceIsChild, CONFLICT, ""),
+    (errors.InvalidImport, PROBLEMS, ""),
     (errors.StoreTooNew, NO_STORE, ""),
     (errors.ProviderError, NO_STORE, "check --store"),
     (errors.InvalidName, USAGE, ""),
-    (errors.PayloadError, USAGE, "check --input"),
+    (errors.PayloadError, USAGE, "check the JSON that was given"),
     (errors.RegistrationError, USAGE, ""),
     (TimeoutError, TIMED_OUT, "the instance is not over; run the command again to wait on"),
     (KeyboardInterrupt, INTERRUPTED, ""),
+    (click.Abort, INTERRUPTED, ""),
 )
 """The exit code and the hint of each error; the first class that fits counts."""
 

@@ -21,6 +21,14 @@ def find_store(given: str | None) -> str | None:
 
 def store_to_look_at(given: str | None) -> str:
     """The URL of a store that is there already: looking at a store must not create one."""
+    url = store_to_write_to(given)
+    if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).is_file():
+        raise Refusal(NO_STORE, f"there is no store at {url}", "check --store; nothing was created")
+    return url
+
+
+def store_to_write_to(given: str | None) -> str:
+    """The URL of a store that outlives the command; it may still have to be created."""
     url = find_store(given)
     if url is None:
         raise Refusal(
@@ -29,9 +37,7 @@ def store_to_look_at(given: str | None) -> str:
             "pass --store URL, or set PERDURE_STORE, or [tool.perdure] store in pyproject.toml",
         )
     if url.startswith("memory:"):
-        raise Refusal(USAGE, f"{url} lives in its own process only", "look at a file or a server")
-    if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).is_file():
-        raise Refusal(NO_STORE, f"there is no store at {url}", "check --store; nothing was created")
+        raise Refusal(USAGE, f"{url} lives in its own process only", "name a file or a server")
     return url
 
 

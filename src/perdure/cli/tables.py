@@ -6,8 +6,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import click
+import msgspec
+
+SCHEMA = "perdure/v1"
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -25,6 +29,11 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     for label, text in facts:
         if text:
             click.echo(f"{label:10}  {printable(text)}")
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print a document of the schema that all commands share."""
+    click.echo(msgspec.json.encode({"schema": SCHEMA, **document}))
 
 
 def printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 from perdure.codec import ANY
 from perdure.core.events import Failure
 from perdure.errors import OrchestrationFailedError
-from perdure.providers.contract import ExecutionRow, InstanceRow
+from perdure.providers.contract import Depths, ExecutionRow, InstanceRow, NodeRow
 
 _failure = msgspec.json.Decoder(Failure)
 
@@ -55,11 +56,87 @@ class ExecutionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class InstancePage:
+    """Some instances, oldest start first. cursor: where the next page begins, None after the last.
+
+    Pages do not overlap, and who was there (and matched) all the time is on one of them.
+    """
+
+    instances: list[Instance]
+    cursor: str | None
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self.instances)
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+
+@dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What pruning removed: executions, and the events of their histories."""
+    """What pruning removed: executions, the events of their histories, and how many instances
+    lost some."""
 
     executions: int
     events: int
+    instances: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceTree:
+    """An instance with its sub-orchestrations, oldest start first, and theirs."""
+
+    instance: Instance
+    children: list[InstanceTree]
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityDepth:
+    """How many activities of one name wait for a slot, wait for their next attempt, and run."""
+
+    waiting: int
+    later: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepths:
+    """How much waits in a store.
+
+    instances: those that are due and that no node holds. messages: in all inboxes. items: in all
+    event queues. timers: not fired yet. activities: by name.
+    """
+
+    instances: int
+    messages: int
+    items: int
+    timers: int
+    activities: dict[str, ActivityDepth]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A started runtime that works on the store. Times are milliseconds since the epoch, UTC."""
+
+    node_id: str
+    host: str
+    pid: int
+    started_ms: int
+    lease_until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """A store at a glance, and the runtime of this process.
+
+    instances: how many, by status. blocked: how many, by reason. counters: what the runtime of
+    this process has dropped, refused or repeated so far, by reason; None if there is none.
+    """
+
+    instances: dict[str, int]
+    blocked: dict[str, int]
+    nodes: list[NodeInfo]
+    counters: dict[str, int] | None
 
 
 def instance_of(row: InstanceRow) -> Instance:
@@ -91,6 +168,32 @@ def execution_of(row: ExecutionRow) -> ExecutionInfo:
         output=None if row.output is None else ANY.decode(row.output),
         error=None if row.error is None else _failure.decode(row.error),
     )
+
+
+def tree_of(root: str, rows: Sequence[InstanceRow]) -> InstanceTree:
+    """The tree of the rows that `Provider.list_tree` gives for the instance id `root`."""
+    trees = [InstanceTree(instance_of(row), []) for row in rows]
+    by_id = {tree.instance.instance_id: tree for tree in trees}
+    for tree in trees:
+        if tree.instance.instance_id != root:
+            by_id[tree.instance.parent_instance or root].children.append(tree)
+    return by_id[root]
+
+
+def depths_of(depths: Depths) -> QueueDepths:
+    return QueueDepths(
+        instances=depths.instances,
+        messages=depths.messages,
+        items=depths.items,
+        timers=depths.timers,
+        activities={
+            name: ActivityDepth(*counts) for name, counts in sorted(depths.activities.items())
+        },
+    )
+
+
+def node_of(row: NodeRow) -> NodeInfo:
+    return NodeInfo(row.node_id, row.host, row.pid, row.started_ms, row.lease_until_ms)
 
 
 def failed_error(instance_id: str, status: str, error: bytes | None) -> OrchestrationFailedError:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Self, TypeVar
 
 from perdure.client.client import Client, IfExists
-from perdure.client.models import ExecutionInfo, Instance, PruneResult
+from perdure.client.filters import InstanceFilter
+from perdure.client.models import (
+    ExecutionInfo,
+    Instance,
+    InstancePage,
+    InstanceTree,
+    Metrics,
+    PruneResult,
+    QueueDepths,
+)
+from perdure.client.queues import QueuedEvent
+from perdure.client.waits import Wait
 from perdure.core import events
 from perdure.retention import PruneOptions
 
@@ -77,6 +88,7 @@ class SyncClient:
         instance_id: str | None = None,
         version: str | None = None,
         if_exists: IfExists = "error",
+        events: Sequence[QueuedEvent] = (),
     ) -> str:
         """Start an instance; returns its id. See Client.start_orchestration."""
         handle = self._call(
@@ -86,6 +98,7 @@ class SyncClient:
                 instance_id=instance_id,
                 version=version,
                 if_exists=if_exists,
+                events=events,
             )
         )
         return handle.instance_id
@@ -94,6 +107,12 @@ class SyncClient:
         """See Client.raise_event."""
         self._call(self._open_client.raise_event(instance_id, name, data))
 
+    def enqueue_event(
+        self, instance_id: str, queue: str, data: Any = None, event_id: str | None = None
+    ) -> bool:
+        """See Client.enqueue_event."""
+        return self._call(self._open_client.enqueue_event(instance_id, queue, data, event_id))
+
     def cancel_instance(self, instance_id: str, reason: str = "") -> None:
         """See Client.cancel_instance."""
         self._call(self._open_client.cancel_instance(instance_id, reason))
@@ -101,6 +120,18 @@ class SyncClient:
     def prune_executions(self, instance_id: str, options: PruneOptions) -> PruneResult:
         """See Client.prune_executions."""
         return self._call(self._open_client.prune_executions(instance_id, options))
+
+    def prune_executions_bulk(self, filter: InstanceFilter, options: PruneOptions) -> PruneResult:
+        """See Client.prune_executions_bulk."""
+        return self._call(self._open_client.prune_executions_bulk(filter, options))
+
+    def delete_instance(self, instance_id: str, force: bool = False) -> int:
+        """See Client.delete_instance."""
+        return self._call(self._open_client.delete_instance(instance_id, force))
+
+    def delete_instances_bulk(self, filter: InstanceFilter, force: bool = False) -> int:
+        """See Client.delete_instances_bulk."""
+        return self._call(self._open_client.delete_instances_bulk(filter, force))
 
     def get_instance(self, instance_id: str) -> Instance:
         """See Client.get_instance."""
@@ -122,20 +153,10 @@ class SyncClient:
         return self._call(wait())
 
     def list_instances(
-        self,
-        *,
-        status: Literal["pending", "running", "completed", "failed", "cancelled"] | None = None,
-        name: str | None = None,
-        id_prefix: str | None = None,
-        blocked: bool | None = None,
-        limit: int = 100,
-    ) -> list[Instance]:
+        self, filter: InstanceFilter | None = None, *, cursor: str | None = None, limit: int = 100
+    ) -> InstancePage:
         """See Client.list_instances."""
-        return self._call(
-            self._open_client.list_instances(
-                status=status, name=name, id_prefix=id_prefix, blocked=blocked, limit=limit
-            )
-        )
+        return self._call(self._open_client.list_instances(filter, cursor=cursor, limit=limit))
 
     def list_executions(self, instance_id: str) -> list[ExecutionInfo]:
         """See Client.list_executions."""
@@ -146,3 +167,27 @@ class SyncClient:
     ) -> list[events.AnyEvent]:
         """See Client.read_history."""
         return self._call(self._open_client.read_history(instance_id, execution_id))
+
+    def get_instance_tree(self, instance_id: str) -> InstanceTree:
+        """See Client.get_instance_tree."""
+        return self._call(self._open_client.get_instance_tree(instance_id))
+
+    def waiting_for(self, instance_id: str) -> list[Wait]:
+        """See Client.waiting_for."""
+        return self._call(self._open_client.waiting_for(instance_id))
+
+    def get_queue_depths(self) -> QueueDepths:
+        """See Client.get_queue_depths."""
+        return self._call(self._open_client.get_queue_depths())
+
+    def get_metrics(self) -> Metrics:
+        """See Client.get_metrics."""
+        return self._call(self._open_client.get_metrics())
+
+    def export_instance(self, instance_id: str) -> list[bytes]:
+        """See Client.export_instance."""
+        return self._call(self._open_client.export_instance(instance_id))
+
+    def import_instances(self, lines: Iterable[bytes]) -> list[str]:
+        """See Client.import_instances."""
+        return self._call(self._open_client.import_instances(list(lines)))

@@ -16,8 +16,11 @@ class Action(msgspec.Struct, frozen=True, gc=False):
 
 
 class CallActivity(Action, frozen=True):
+    """options: how the caller wants it run (see `perdure.retries`); not part of the decision."""
+
     name: str
     input: Payload
+    options: bytes | None = None
 
 
 class CreateTimer(Action, frozen=True):
@@ -25,6 +28,10 @@ class CreateTimer(Action, frozen=True):
 
 
 class WaitExternal(Action, frozen=True):
+    name: str
+
+
+class DequeueEvent(Action, frozen=True):
     name: str
 
 
@@ -62,6 +69,7 @@ AnyAction = Union[  # noqa: UP007 - read as a closed set
     CallActivity,
     CreateTimer,
     WaitExternal,
+    DequeueEvent,
     StartSubOrchestration,
     StartOrchestrationDetached,
     ContinueAsNew,

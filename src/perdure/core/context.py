@@ -141,7 +141,11 @@ class OrchestrationContext:
         return self.call_activity(activity, inputs, {})
 
     def call_activity(
-        self, activity: MarkedActivity, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        activity: MarkedActivity,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: bytes | None = None,
     ) -> DurableFuture[Any]:
         """Run a marked activity with inputs as its own signature takes them."""
         signature = activity.signature
@@ -151,6 +155,7 @@ class OrchestrationContext:
             signature.result,
             activity.raises,
             signature.same,
+            options,
         )
 
     def _call(
@@ -160,9 +165,10 @@ class OrchestrationContext:
         codec: Codec[Any],
         raises: tuple[type[BaseException], ...],
         same: Same | None,
+        options: bytes | None = None,
     ) -> DurableFuture[Any]:
         journal = self._journal
-        action = actions.CallActivity(journal.next_id, name, msgspec.Raw(payload))
+        action = actions.CallActivity(journal.next_id, name, msgspec.Raw(payload), options)
         return self._request(action, name, codec, same or _same_any, raises)
 
     def schedule_timer(self, delay: Duration) -> DurableFuture[None]:
@@ -186,6 +192,20 @@ class OrchestrationContext:
         check_name(name, "event name")
         action = actions.WaitExternal(self._journal.next_id, name)
         return self._request(action, name, codec_for(data_type))
+
+    @overload
+    def dequeue_event(self, queue: str, data_type: type[R]) -> DurableFuture[R]: ...
+    @overload
+    def dequeue_event(self, queue: str) -> DurableFuture[Any]: ...
+    def dequeue_event(self, queue: str, data_type: Any = Any) -> Any:
+        """Take the next item of an event queue of this instance, now or when one comes.
+
+        Items are kept until they are taken, also across ContinueAsNew; each is taken once, in the
+        order in which they were accepted. A call that is cancelled takes none.
+        """
+        check_name(queue, "queue name")
+        action = actions.DequeueEvent(self._journal.next_id, queue)
+        return self._request(action, queue, codec_for(data_type))
 
     @overload
     def schedule_sub_orchestration(

@@ -77,8 +77,11 @@ class ActivityCompleted(Event, frozen=True, tag=True):
 
 
 class ActivityFailed(Event, frozen=True, tag=True):
+    """attempts: how often it was tried; error: of the last attempt."""
+
     source_event_id: int
     error: Failure
+    attempts: int = 1
 
 
 class ActivityCancelled(Event, frozen=True, tag=True):
@@ -109,6 +112,20 @@ class ExternalEvent(Event, frozen=True, tag=True):
 
 
 class ExternalUnsubscribed(Event, frozen=True, tag=True):
+    source_event_id: int
+
+
+class QueueSubscribed(Event, frozen=True, tag=True):
+    name: str
+
+
+class QueueEvent(Event, frozen=True, tag=True):
+    source_event_id: int
+    name: str
+    data: Payload
+
+
+class QueueUnsubscribed(Event, frozen=True, tag=True):
     source_event_id: int
 
 
@@ -164,6 +181,9 @@ AnyEvent = Union[  # noqa: UP007 - msgspec needs a runtime union of a long list
     ExternalSubscribed,
     ExternalEvent,
     ExternalUnsubscribed,
+    QueueSubscribed,
+    QueueEvent,
+    QueueUnsubscribed,
     SubOrchestrationScheduled,
     SubOrchestrationCompleted,
     SubOrchestrationFailed,
@@ -179,6 +199,7 @@ STIMULI = (
     ActivityFailed,
     TimerFired,
     ExternalEvent,
+    QueueEvent,
     SubOrchestrationCompleted,
     SubOrchestrationFailed,
 )

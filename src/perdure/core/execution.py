@@ -30,8 +30,10 @@ from perdure.core.journal import (
     describe,
 )
 from perdure.core.loop import DeterministicLoop
+from perdure.core.mailbox import Mailbox
 from perdure.core.marked import Info, Lookup, MarkedOrchestration
 from perdure.core.requests import Request, Requests
+from perdure.core.stimuli import EVENT_OF, REQUEST_OF, Completion
 from perdure.core.unwinding import unwind
 from perdure.errors import (
     ActivityError,
@@ -54,6 +56,7 @@ class Turn(msgspec.Struct, frozen=True):
 
     taken: how many of the work items were looked at before the execution ended (the rest are
     unread). dropped: of the taken ones, how many had no effect, by reason.
+    dequeued: the seq of each item of an event queue that was given to the code.
     ending: the last event, if it ended the execution.
     """
 
@@ -61,12 +64,14 @@ class Turn(msgspec.Struct, frozen=True):
     actions: list[AnyAction]
     taken: int
     dropped: dict[str, int]
+    dequeued: list[int]
     ending: AnyEvent | None
 
 
 class Execution:
     """Drives one orchestration function. Not thread-safe; makes no I/O.
 
+    mailbox: the instance's, from which this execution takes and which it leaves to the next one.
     repeated: record a KeyboardInterrupt, SystemExit, MemoryError or RecursionError as a failure
     instead of interrupting the turn.
     """
@@ -78,8 +83,10 @@ class Execution:
         lookup: Lookup,
         *,
         repeated: bool = False,
+        mailbox: Mailbox | None = None,
     ) -> None:
         self.info = info
+        self.mailbox = mailbox or Mailbox()
         self.journal = Journal()
         self.requests = Requests(self.journal)
         self._orchestration = orchestration
@@ -149,6 +156,7 @@ class Execution:
         try:
             if started is not None:
                 self._deliver(started)
+            dequeued = self._dequeue(now_ms)
             for item in items:
                 if self._ending is not None:
                     break
@@ -156,12 +164,35 @@ class Execution:
                 stimulus = self._stimulus(item, max(now_ms, journal.timestamp_ms))
                 if isinstance(stimulus, str):
                     dropped[stimulus] = dropped.get(stimulus, 0) + 1
-                else:
+                elif stimulus is not None:
                     self._deliver(stimulus)
+                if self.requests.dequeues:
+                    dequeued += self._dequeue(now_ms)
         finally:
             self._loop.leave(outer)
         new_events, new_actions = journal.take_new()
-        return Turn(new_events, new_actions, taken, dropped, self._ending)
+        return Turn(new_events, new_actions, taken, dropped, dequeued, self._ending)
+
+    def _dequeue(self, now_ms: int) -> list[int]:
+        """Hand out items of event queues as long as one is waited for; which, by seq."""
+        taken: list[int] = []
+        waits = self.requests.dequeues
+        while waits and self._ending is None:
+            item = self.mailbox.take_first(waits)
+            if item is None:
+                break
+            taken.append(item.seq)
+            journal = self.journal
+            self._deliver(
+                events.QueueEvent(
+                    journal.next_id,
+                    max(now_ms, journal.timestamp_ms),
+                    waits[item.name][0].event_id,
+                    item.name,
+                    item.data,
+                )
+            )
+        return taken
 
     def close(self) -> int:
         """Throw the execution away. What its `finally` blocks do then has no effect.
@@ -181,14 +212,17 @@ class Execution:
 
     # From work item to stimulus.
 
-    def _stimulus(self, item: work.AnyWorkItem, now_ms: int) -> events.AnyEvent | str:
-        """The event that records the item, or why it is dropped."""
+    def _stimulus(self, item: work.AnyWorkItem, now_ms: int) -> events.AnyEvent | str | None:
+        """The event that records the item, or why it is dropped; None if it is only kept."""
         event_id = self.journal.next_id
         if isinstance(item, work.ExternalRaised):
             wait = self.requests.oldest_wait(item.name)
             if wait is None:
                 return "no_subscription"
             return events.ExternalEvent(event_id, now_ms, wait.event_id, item.name, item.data)
+        if isinstance(item, work.EventEnqueued):
+            self.mailbox.put(item)
+            return None
         if isinstance(item, work.CancelInstance):
             if self._cancel_reason is not None:
                 return "duplicate_cancel"
@@ -200,9 +234,9 @@ class Execution:
         request = self.requests.get(item.source_event_id)
         if request is None or request.done():
             return "late_completion"
-        if _REQUEST_OF[type(item)] is not request.kind:
+        if REQUEST_OF[type(item)] is not request.kind:
             return "unexpected_kind"
-        return _EVENT_OF[type(item)](event_id, now_ms, item)
+        return EVENT_OF[type(item)](event_id, now_ms, item)
 
     def _deliver(self, event: events.AnyEvent) -> None:
         self.journal.new_stimulus(event)
@@ -350,7 +384,14 @@ class Execution:
             future.set_result(value)
 
     def _external(self, event: events.ExternalEvent) -> None:
-        future = self._future(event, actions.WaitExternal)
+        self._event(event, self._future(event, actions.WaitExternal))
+
+    def _dequeued(self, event: events.QueueEvent) -> None:
+        self._event(event, self._future(event, actions.DequeueEvent))
+
+    def _event(
+        self, event: events.ExternalEvent | events.QueueEvent, future: DurableFuture[Any]
+    ) -> None:
         if future.name != event.name:
             self._unasked(event)
         try:
@@ -362,7 +403,11 @@ class Execution:
 
     def _failed(self, event: events.ActivityFailed) -> None:
         future = self._future(event, actions.CallActivity)
-        future.set_exception(failures.rebuild(event.error, ActivityError, future.raises))
+        kind = failures.BY_ENGINE.get(event.error.type, ActivityError)
+        error = failures.rebuild(event.error, kind, future.raises)
+        if isinstance(error, ActivityError):
+            error.attempts = event.attempts
+        future.set_exception(error)
 
     def _child_failed(self, event: events.SubOrchestrationFailed) -> None:
         future = self._future(event, actions.StartSubOrchestration)
@@ -430,40 +475,6 @@ def _is_innocent(error: BaseException) -> bool:
     return isinstance(error, INNOCENT)
 
 
-Completion = (
-    events.ActivityCompleted
-    | events.ActivityFailed
-    | events.TimerFired
-    | events.ExternalEvent
-    | events.SubOrchestrationCompleted
-    | events.SubOrchestrationFailed
-)
-
-_REQUEST_OF: dict[type[Any], type[actions.Action]] = {
-    work.ActivityCompleted: actions.CallActivity,
-    work.ActivityFailed: actions.CallActivity,
-    work.TimerFired: actions.CreateTimer,
-    work.SubOrchCompleted: actions.StartSubOrchestration,
-    work.SubOrchFailed: actions.StartSubOrchestration,
-}
-_EVENT_OF: dict[type[Any], Callable[[int, int, Any], events.AnyEvent]] = {
-    work.ActivityCompleted: lambda id, at, item: events.ActivityCompleted(
-        id, at, item.source_event_id, item.result
-    ),
-    work.ActivityFailed: lambda id, at, item: events.ActivityFailed(
-        id, at, item.source_event_id, item.error
-    ),
-    # Never before its time, whatever the clocks say.
-    work.TimerFired: lambda id, at, item: events.TimerFired(
-        id, max(at, item.fire_at_ms), item.source_event_id, item.fire_at_ms
-    ),
-    work.SubOrchCompleted: lambda id, at, item: events.SubOrchestrationCompleted(
-        id, at, item.source_event_id, item.result
-    ),
-    work.SubOrchFailed: lambda id, at, item: events.SubOrchestrationFailed(
-        id, at, item.source_event_id, item.error
-    ),
-}
 _HANDLERS: dict[type[Any], Callable[[Execution, Any], None]] = {
     events.OrchestrationStarted: Execution._start,
     events.CancelRequested: Execution._cancel,
@@ -471,6 +482,7 @@ _HANDLERS: dict[type[Any], Callable[[Execution, Any], None]] = {
     events.ActivityFailed: Execution._failed,
     events.TimerFired: Execution._timer,
     events.ExternalEvent: Execution._external,
+    events.QueueEvent: Execution._dequeued,
     events.SubOrchestrationCompleted: Execution._child_completed,
     events.SubOrchestrationFailed: Execution._child_failed,
 }

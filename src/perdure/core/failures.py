@@ -17,8 +17,19 @@ import msgspec
 
 from perdure.codec import ANY
 from perdure.core.events import Failure
-from perdure.errors import PayloadError, RecordedFailure
+from perdure.errors import (
+    ActivityError,
+    ActivityLost,
+    ActivityTimeout,
+    PayloadError,
+    RecordedFailure,
+)
 from perdure.limits import ERROR_TEXT_BYTES_MAX, TRACEBACK_BYTES_MAX
+
+BY_ENGINE: dict[str, type[ActivityError]] = {
+    kind.__name__: kind for kind in (ActivityLost, ActivityTimeout)
+}
+"""The failures of activities that the engine itself records, by type."""
 
 _OWN_FILES = f"{PurePath(__file__).parents[1]}/"
 _GAP = "\n  ... cut ...\n"

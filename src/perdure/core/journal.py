@@ -324,6 +324,7 @@ _CANCELLED: dict[type[actions.Action], Any] = {
     actions.CallActivity: events.ActivityCancelled,
     actions.CreateTimer: events.TimerCancelled,
     actions.WaitExternal: events.ExternalUnsubscribed,
+    actions.DequeueEvent: events.QueueUnsubscribed,
     actions.StartSubOrchestration: events.SubOrchestrationCancelled,
 }
 
@@ -331,6 +332,7 @@ _EVENT_OF: dict[type[Any], Callable[[Any, int], events.AnyEvent]] = {
     actions.CallActivity: lambda a, at: events.ActivityScheduled(a.id, at, a.name, a.input),
     actions.CreateTimer: lambda a, at: events.TimerCreated(a.id, at, at + a.delay_ms),
     actions.WaitExternal: lambda a, at: events.ExternalSubscribed(a.id, at, a.name),
+    actions.DequeueEvent: lambda a, at: events.QueueSubscribed(a.id, at, a.name),
     actions.StartSubOrchestration: lambda a, at: events.SubOrchestrationScheduled(
         a.id, at, a.name, a.instance, a.input, a.version
     ),

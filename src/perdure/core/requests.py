@@ -23,6 +23,8 @@ class Requests:
         self._journal = journal
         self._open: dict[int, Request] = {}
         self._waits: dict[str, deque[DurableFuture[Any]]] = {}
+        self.dequeues: dict[str, deque[DurableFuture[Any]]] = {}
+        """Those that wait for an item of an event queue, by queue."""
 
     def check_room(self) -> None:
         """Raises TooManyPending if 10,000 are open."""
@@ -38,8 +40,14 @@ class Requests:
         if self._journal.closed:
             return
         self._open[request.event_id] = request
-        if request.kind is actions.WaitExternal and isinstance(request, DurableFuture):
-            self._waits.setdefault(request.name, deque()).append(request)
+        waits = self._waits_of(request)
+        if waits is not None and isinstance(request, DurableFuture):
+            waits.setdefault(request.name, deque()).append(request)
+
+    def _waits_of(self, request: Request) -> dict[str, deque[DurableFuture[Any]]] | None:
+        if request.kind is actions.WaitExternal:
+            return self._waits
+        return self.dequeues if request.kind is actions.DequeueEvent else None
 
     def create_timer(self, delay_s: float, fire: Callable[[], object]) -> DurableTimer:
         """A durable timer for the loop's call_later, `delay_s` seconds from now."""
@@ -58,13 +66,14 @@ class Requests:
     def take(self, event_id: int) -> Request | None:
         """The request, which is then no longer open."""
         request = self._open.pop(event_id, None)
-        if request is None or request.kind is not actions.WaitExternal:
+        by_name = self._waits_of(request) if request is not None else None
+        if by_name is None:
             return request
         assert isinstance(request, DurableFuture)
-        waits = self._waits[request.name]
+        waits = by_name[request.name]
         waits.remove(request)
         if not waits:
-            del self._waits[request.name]
+            del by_name[request.name]
         return request
 
     def withdraw(self, request: Request) -> None:
@@ -95,3 +104,4 @@ class Requests:
         """Let go of everything, after the end."""
         self._open.clear()
         self._waits.clear()
+        self.dequeues.clear()

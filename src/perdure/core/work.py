@@ -24,9 +24,12 @@ class ActivityCompleted(WorkItem, frozen=True, tag=True):
 
 
 class ActivityFailed(WorkItem, frozen=True, tag=True):
+    """attempts: how often it was tried."""
+
     execution_id: int
     source_event_id: int
     error: Failure
+    attempts: int = 1
 
 
 class TimerFired(WorkItem, frozen=True, tag=True):
@@ -38,6 +41,14 @@ class TimerFired(WorkItem, frozen=True, tag=True):
 class ExternalRaised(WorkItem, frozen=True, tag=True):
     name: str
     data: Payload
+
+
+class EventEnqueued(WorkItem, frozen=True, tag=True):
+    """seq: its number in the store, which orders it; not part of the stored item."""
+
+    name: str
+    data: Payload
+    seq: int = 0
 
 
 class SubOrchCompleted(WorkItem, frozen=True, tag=True):
@@ -65,6 +76,7 @@ AnyWorkItem = Union[  # noqa: UP007 - msgspec needs a runtime union of a long li
     ActivityFailed,
     TimerFired,
     ExternalRaised,
+    EventEnqueued,
     SubOrchCompleted,
     SubOrchFailed,
     CancelInstance,

@@ -2,10 +2,7 @@
 
 There is one way to write, `Provider.commit(batch)`: one transaction, one outcome per operation.
 An operation that is refused leaves its neighbours untouched. Within one batch the effects are as
-if applied in this order, whatever the order of the list: `CommitTurn` (with the starts and sends
-it carries), `StartInstance`, `SendMessage`, `CompleteActivity`, `ReleaseActivity`,
-`ReleaseInstance`, `NoteBlocked`, `PruneExecutions`, `ClaimInstances`, `ClaimActivities`; in list
-order within a kind.
+if applied in the order of `ORDER`, whatever the order of the list; in list order within a kind.
 
 Words. `key`: the store's integer for one incarnation of an instance, never used again, also not
 after deletion. `token`: the random name of one acquisition of an instance; a commit or release
@@ -13,13 +10,14 @@ with another token than the current one is refused. `mail` and `external` are tw
 instance: messages ever put into its inbox, and how many of those came from clients (events and
 cancel requests). `due_ms`: when the instance next has something to do, on the store's clock: its
 first turn, a message, a timer; None means parked or ended. `hold_ms`: a blocked instance is not
-due before.
+due before. `queued`: how many items were ever put into the event queues of an instance. `attempt`
+of an activity: how often it was claimed; `claims`: how often since an attempt last had an outcome.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Literal, Protocol, Union
+from typing import Literal, Protocol, Union, get_args
 
 from perdure.providers.operations import (
     Capabilities,
@@ -27,26 +25,40 @@ from perdure.providers.operations import (
     ClaimInstances,
     CommitTurn,
     CompleteActivity,
+    DeleteInstance,
     Ending,
+    ExecutionStatus,
     NewActivity,
     NewTimer,
     NextExecution,
     NoteBlocked,
-    Operation,
     ParentLink,
     PruneExecutions,
     ReleaseActivity,
     ReleaseInstance,
     Retention,
+    RetryActivity,
     SendMessage,
     StartInstance,
+    Status,
     Value,
+)
+from perdure.providers.snapshots import (
+    ActivitySnapshot,
+    ExecutionSnapshot,
+    ImportInstances,
+    MessageSnapshot,
+    Snapshot,
 )
 
 __all__ = [
+    "EVENT_IDS_KEPT",
+    "ORDER",
     "TERMINAL",
     "Acquired",
     "ActivityClaim",
+    "ActivityRow",
+    "ActivitySnapshot",
     "Capabilities",
     "ClaimActivities",
     "ClaimInstances",
@@ -55,15 +67,21 @@ __all__ = [
     "CommitTurn",
     "Committed",
     "CompleteActivity",
+    "DeleteInstance",
+    "Deleted",
+    "Depths",
     "Done",
     "Ended",
     "Ending",
     "ExecutionRow",
+    "ExecutionSnapshot",
     "ExecutionStatus",
-    "InstanceFilter",
+    "ImportInstances",
+    "Imported",
     "InstanceRow",
     "Mail",
     "Message",
+    "MessageSnapshot",
     "NewActivity",
     "NewTimer",
     "NextExecution",
@@ -80,21 +98,43 @@ __all__ = [
     "ReleaseActivity",
     "ReleaseInstance",
     "Retention",
+    "RetryActivity",
+    "RowFilter",
     "SendMessage",
     "Sent",
+    "Snapshot",
     "StartInstance",
     "Started",
     "Status",
     "Survey",
     "Taken",
+    "Undeletable",
     "Value",
 ]
 
-Status = Literal["pending", "running", "completed", "failed", "cancelled"]
-ExecutionStatus = Literal[
-    "pending", "running", "completed", "failed", "cancelled", "continued_as_new"
-]
 TERMINAL: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
+
+EVENT_IDS_KEPT = 10_000
+"""How many event ids of sends each instance remembers, the newest."""
+
+Operation = Union[  # noqa: UP007 - read as a closed set
+    DeleteInstance,
+    ImportInstances,
+    CommitTurn,
+    StartInstance,
+    SendMessage,
+    CompleteActivity,
+    RetryActivity,
+    ReleaseActivity,
+    ReleaseInstance,
+    NoteBlocked,
+    PruneExecutions,
+    ClaimInstances,
+    ClaimActivities,
+]
+
+ORDER: dict[type, int] = {kind: place for place, kind in enumerate(get_args(Operation))}
+"""The place of each kind of operation in the order in which a batch acts."""
 
 
 # What comes back.
@@ -109,7 +149,8 @@ class Message(Value, frozen=True):
 
 
 class Acquired(Value, frozen=True):
-    """One acquisition: the instance, its token, everything in its inbox, and all its timers."""
+    """One acquisition: the instance, its token, everything in its inbox (but for the items of its
+    event queues), and all its timers."""
 
     key: int
     instance_id: str
@@ -126,6 +167,7 @@ class Acquired(Value, frozen=True):
     external: int
     messages: tuple[Message, ...]
     timers: tuple[NewTimer, ...]
+    queued: int = 0
 
 
 class ActivityClaim(Value, frozen=True):
@@ -137,6 +179,21 @@ class ActivityClaim(Value, frozen=True):
     name: str
     input: bytes
     attempt: int
+    claims: int
+    options: bytes | None = None
+
+
+class ActivityRow(Value, frozen=True):
+    """An activity that has no completion yet. owner: the node that runs it. error: of its last
+    attempt, if that failed."""
+
+    execution_id: int
+    event_id: int
+    name: str
+    owner: str | None
+    attempt: int
+    due_ms: int
+    error: bytes | None
 
 
 class InstanceRow(Value, frozen=True):
@@ -194,7 +251,10 @@ class Taken(Value, frozen=True):
 
 
 class Sent(Value, frozen=True):
+    """duplicate: the event id was known, and nothing was written."""
+
     key: int
+    duplicate: bool = False
 
 
 class NotFound(Value, frozen=True):
@@ -220,12 +280,29 @@ class Pruned(Value, frozen=True):
     events: int
 
 
+class Deleted(Value, frozen=True):
+    """How many instances went: the one and its descendants."""
+
+    instances: int
+
+
+class Undeletable(Value, frozen=True):
+    """instance_id: the parent of a child, or the first instance found that is not terminal."""
+
+    reason: Literal["child", "running"]
+    instance_id: str
+
+
+class Imported(Value, frozen=True):
+    pass
+
+
 class Claimed(Value, frozen=True):
     instances: tuple[Acquired, ...]
 
 
 class ClaimedActivities(Value, frozen=True):
-    """more: unclaimed activities that this claim could have taken, had its limit been higher."""
+    """more: due unclaimed activities that this claim could have taken with a higher limit."""
 
     activities: tuple[ActivityClaim, ...]
     more: bool
@@ -241,31 +318,36 @@ Outcome = Union[  # noqa: UP007 - read as a closed set
     Ended,
     Committed,
     Pruned,
+    Deleted,
+    Undeletable,
+    Imported,
     Claimed,
     ClaimedActivities,
 ]
 
 
 class Mail(Value, frozen=True):
-    """The messages in the inbox of an instance that the asking node holds, oldest first."""
+    """The messages in the inbox of an instance that the asking node holds, oldest first (without
+    the items of event queues, whose number ever put there is `queued`)."""
 
     key: int
     mail: int
     external: int
     messages: tuple[Message, ...]
+    queued: int = 0
 
 
 class Survey(Value, frozen=True):
     """Is there anything for this node? A cheap read.
 
-    mail: of the instances it holds whose due_ms has come and whose inbox is not empty.
+    mail: of the instances it holds whose due_ms has come and that have messages or queue items.
     instances_due_ms: the earliest due_ms of an unowned instance that it could run, or None.
-    activities: an unclaimed activity that it could run exists.
+    activities_due_ms: the earliest due_ms of an unclaimed activity that it could run, or None.
     """
 
     mail: tuple[Mail, ...]
     instances_due_ms: int | None
-    activities: bool
+    activities_due_ms: int | None
 
 
 class NodeRow(Value, frozen=True):
@@ -276,13 +358,32 @@ class NodeRow(Value, frozen=True):
     lease_until_ms: int
 
 
-class InstanceFilter(Value, frozen=True):
-    """Every field given must hold. id_prefix is compared by bytes."""
+class RowFilter(Value, frozen=True):
+    """Every field given must hold. id_prefix is compared by bytes; `after` and `before` exclude
+    the time itself; parent is the instance id in the parent link."""
 
     status: Status | None = None
     name: str | None = None
+    version: str | None = None
     id_prefix: str | None = None
+    parent: str | None = None
     blocked: bool | None = None
+    created_after_ms: int | None = None
+    created_before_ms: int | None = None
+    finished_after_ms: int | None = None
+    finished_before_ms: int | None = None
+
+
+class Depths(Value, frozen=True):
+    """How much waits in a store. instances: unowned and due now. messages: in all inboxes.
+    items: in all event queues. timers: not fired. activities: by name, how many wait for a slot
+    (due), for their next attempt (later), and run (claimed)."""
+
+    instances: int
+    messages: int
+    items: int
+    timers: int
+    activities: dict[str, tuple[int, int, int]]
 
 
 class Provider(Protocol):
@@ -362,12 +463,27 @@ class Provider(Protocol):
         """All executions of the instance, oldest first; [] for an unknown id."""
 
     async def list_instances(
-        self, filter: InstanceFilter, after: int = 0, limit: int = 100
+        self, filter: RowFilter, after: int = 0, limit: int = 100
     ) -> list[InstanceRow]:
         """Matching instances with key > after, in key order (oldest start first)."""
 
-    async def list_children(self, instance_id: str, incarnation: str) -> list[InstanceRow]:
-        """Sub-orchestrations whose parent link names this incarnation, oldest first."""
+    async def list_tree(self, instance_id: str) -> list[InstanceRow]:
+        """The instance, its sub-orchestrations and theirs, oldest first; [] for an unknown id."""
+
+    async def queue_items(self, key: int, queue: str, after: int, limit: int) -> list[Message]:
+        """Items of an event queue of an instance with seq > after, oldest first, at most limit."""
+
+    async def list_activities(self, key: int) -> list[ActivityRow]:
+        """The open activities of an instance, by execution and event id."""
+
+    async def snapshots(self, instance_id: str) -> list[Snapshot]:
+        """The instances of `list_tree` with all that belongs to them, as of one moment."""
 
     async def count_instances(self) -> dict[str, int]:
         """Number of instances by status."""
+
+    async def count_blocked(self) -> dict[str, int]:
+        """Number of blocked instances by reason."""
+
+    async def depths(self) -> Depths:
+        """See Depths."""

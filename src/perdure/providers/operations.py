@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Union
+from typing import Literal
 
 import msgspec
+
+Status = Literal["pending", "running", "completed", "failed", "cancelled"]
+ExecutionStatus = Literal[
+    "pending", "running", "completed", "failed", "cancelled", "continued_as_new"
+]
 
 
 class Value(msgspec.Struct, frozen=True, gc=False):
@@ -24,12 +29,14 @@ class ParentLink(Value, frozen=True):
 
 
 class NewActivity(Value, frozen=True):
-    """An activity work item; `claimed`: inserted as attempt 1 of the committing node."""
+    """An activity work item, due at once; `claimed`: inserted as attempt 1 of the committing node.
+    options: how its caller wants it run, kept and handed back with each claim."""
 
     event_id: int
     name: str
     input: bytes
     claimed: bool
+    options: bytes | None = None
 
 
 class NewTimer(Value, frozen=True):
@@ -41,7 +48,10 @@ class SendMessage(Value, frozen=True):
     """Put `body` into the inbox of an instance; its due_ms becomes at most the store's time now
     (or `hold_ms`, if that is later), its `mail` grows by one, and its `external` if so marked.
 
-    incarnation None: whoever has the id now (a client's call).
+    incarnation None: whoever has the id now (a client's call). queue: the message becomes an item
+    of that event queue of the instance instead, `queued` grows by one too, and it is read by
+    `queue_items` only. event_id: if the instance has been sent one with the same id (of its last
+    EVENT_IDS_KEPT), nothing changes and the outcome is Sent with duplicate True.
     Outcome: Sent, NotFound (no such id, or another incarnation), Ended (terminal; no row is left).
     """
 
@@ -49,6 +59,8 @@ class SendMessage(Value, frozen=True):
     body: bytes
     incarnation: str | None = None
     external: bool = False
+    queue: str | None = None
+    event_id: str | None = None
 
 
 class StartInstance(Value, frozen=True):
@@ -58,6 +70,7 @@ class StartInstance(Value, frozen=True):
     if_taken: sent instead when the id is taken (a child start tells its parent so).
     key: one that `reserve_key` gave, or 0 for the store's choice. turn: the instance's first turn,
     applied at once if the instance was inserted (its key and token are those of the start).
+    sends: applied if the instance was inserted, after `turn` (items of its event queues).
     Outcome: Started or Taken.
     """
 
@@ -73,6 +86,7 @@ class StartInstance(Value, frozen=True):
     if_taken: SendMessage | None = None
     key: int = 0
     turn: CommitTurn | None = None
+    sends: tuple[SendMessage, ...] = ()
 
 
 class Ending(Value, frozen=True):
@@ -160,8 +174,27 @@ class CompleteActivity(Value, frozen=True):
     body: bytes
 
 
+class RetryActivity(Value, frozen=True):
+    """Give a claimed activity back after a failed attempt, to be claimed again from due_ms on.
+
+    attempt stays, `claims` becomes 0, `error` is kept to be shown.
+    Refused("stale") as in CompleteActivity. Outcome: Done.
+    """
+
+    key: int
+    execution_id: int
+    event_id: int
+    node_id: str
+    attempt: int
+    due_ms: int
+    error: bytes
+
+
 class ReleaseActivity(Value, frozen=True):
-    """Give a claimed activity back, uncharged: attempt becomes one less. Outcome: Done, Refused."""
+    """Give a claimed activity back, uncharged: attempt and claims become one less.
+
+    Outcome: Done, Refused.
+    """
 
     key: int
     execution_id: int
@@ -206,6 +239,17 @@ class PruneExecutions(Value, frozen=True):
     retention: Retention
 
 
+class DeleteInstance(Value, frozen=True):
+    """Delete an instance with all its children and theirs: every row of them, or nothing.
+
+    force: also while one of them is not terminal. Outcome: Deleted; NotFound; Undeletable with
+    reason "child" (its parent exists) or "running" (one that is not terminal; without force).
+    """
+
+    instance_id: str
+    force: bool = False
+
+
 Capabilities = frozenset[tuple[str, str]]
 """The (orchestration name, version) pairs that a node can run."""
 
@@ -225,26 +269,14 @@ class ClaimInstances(Value, frozen=True):
 
 
 class ClaimActivities(Value, frozen=True):
-    """Claim up to `limit` unclaimed activities whose name is in `names`, oldest first.
+    """Claim up to `limit` unclaimed activities that are due and whose name is in `names`, oldest
+    due first.
 
-    attempt grows by one; `alone` as in ClaimInstances. Outcome: ClaimedActivities.
+    attempt and claims grow by one; `alone` as in ClaimInstances, by claims.
+    Outcome: ClaimedActivities.
     """
 
     node_id: str
     names: frozenset[str]
     limit: int
     alone: bool = False
-
-
-Operation = Union[  # noqa: UP007 - read as a closed set
-    CommitTurn,
-    StartInstance,
-    SendMessage,
-    CompleteActivity,
-    ReleaseActivity,
-    ReleaseInstance,
-    NoteBlocked,
-    PruneExecutions,
-    ClaimInstances,
-    ClaimActivities,
-]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from perdure.errors import ProviderError
 from perdure.providers.contract import Provider
+from perdure.providers.filesystem import FilesystemProvider
 from perdure.providers.memory import MemoryProvider, MemoryStore
 from perdure.providers.sqlite import SqliteProvider
 from perdure.providers.sqlite.provider import wall_ms
 
-_FORMS = "sqlite:///relative.db, sqlite:////absolute.db, memory:// or memory://name"
+_FORMS = (
+    "sqlite:///relative.db, sqlite:////absolute.db, file:///relative, file:////absolute, "
+    "memory:// or memory://name"
+)
 _named_stores: dict[str, MemoryStore] = {}
 
 
@@ -16,6 +20,7 @@ def open_provider(url: str) -> Provider:
     """The provider for a URL, not yet opened.
 
     `sqlite:///shop.db` is a file in the current folder, `sqlite:////var/shop.db` an absolute path.
+    `file:///shop` is a folder in the current folder, `file:////var/shop` an absolute path.
     `memory://` is a new empty store at each call, `memory://name` the store of that name in this
     process. Raises ProviderError for anything else.
     """
@@ -28,4 +33,8 @@ def open_provider(url: str) -> Provider:
         if "?" in rest or "#" in rest or rest.endswith("/"):
             raise ProviderError(f"{url!r} is not the URL of a file; use {_FORMS}")
         return SqliteProvider(rest[1:])
+    if separator and scheme == "file" and rest.startswith("/") and rest.strip("/"):
+        if "?" in rest or "#" in rest:
+            raise ProviderError(f"{url!r} is not the URL of a folder; use {_FORMS}")
+        return FilesystemProvider(rest[1:])
     raise ProviderError(f"{url!r} is not the URL of a store; use {_FORMS}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.core import events, failures, work
+from perdure.core import work
 from perdure.limits import CLAIMS_MAX, CLAIMS_SHARED_MAX
 from perdure.marks import Activity
 from perdure.providers.contract import (
@@ -25,42 +25,30 @@ from perdure.providers.contract import (
     Outcome,
     Refused,
     ReleaseActivity,
+    RetryActivity,
 )
-from perdure.runtime.activity_context import ActivityContext, inside
-from perdure.runtime.guard import guarded
+from perdure.runtime.activity_context import ActivityContext
+from perdure.runtime.attempts import (
+    Finished,
+    Key,
+    Over,
+    Running,
+    attempt,
+    attempt_in_thread,
+    lost,
+    options_for,
+    poisoned,
+    timed_out,
+)
 from perdure.runtime.lanes import Lane, Lanes
 from perdure.runtime.node import Node
 from perdure.runtime.residents import Delivery, Resident
 from perdure.runtime.threads import Threads
 
-Finished = work.ActivityCompleted | work.ActivityFailed
-Key = tuple[int, int, int]
-"""key, execution id and event id of an activity."""
-
 STOP_GRACE_S = 1.0
 DRAIN_S = 10.0
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Running:
-    """One attempt of one activity on this node. when_alone: it has yet to start, with this input,
-    when the others have finished, or at the latest by this timer."""
-
-    __slots__ = ("attempt", "context", "event_id", "execution_id", "key", "task", "when_alone")
-
-    def __init__(self, key: int, context: ActivityContext, event_id: int) -> None:
-        self.key = key
-        self.execution_id = context.execution_id
-        self.event_id = event_id
-        self.attempt = context.attempt
-        self.context = context
-        self.task: asyncio.Future[Any] | None = None
-        self.when_alone: tuple[asyncio.TimerHandle, bytes] | None = None
-
-    @property
-    def id(self) -> Key:
-        return (self.key, self.execution_id, self.event_id)
 
 
 class Activities:
@@ -73,6 +61,7 @@ class Activities:
         self._node = node
         self._running: dict[Key, Running] = {}
         self.lanes = Lanes(node.registry, node.options)
+        self._late: set[Running] = set()
         self._alone: Running | None = None
         self._threads: Threads | None = None
         # Activities start from callbacks that may run in the context of another one.
@@ -101,18 +90,15 @@ class Activities:
             self._release(resident.key, resident.execution_id, activity.event_id, 1)
             return
         resident.local.add(activity.event_id)
-        self._start(
-            resident.key,
-            ActivityContext(
-                resident.instance_id,
-                resident.incarnation,
-                resident.execution_id,
-                activity.name,
-                activity.event_id,
-                1,
-            ),
-            activity.input,
+        context = ActivityContext(
+            resident.instance_id,
+            resident.incarnation,
+            resident.execution_id,
+            activity.name,
+            activity.event_id,
+            1,
         )
+        self._start(self._new(resident.key, context, activity.options), activity.input)
 
     def queued(self, activity: NewActivity) -> None:
         """An activity has been inserted unclaimed."""
@@ -163,15 +149,16 @@ class Activities:
         """What a survey has seen and nobody may claim so has brought a node down before."""
         node = self._node
         # One lane at a time: two that are to run alone would wait for each other.
-        if lane.claiming or node.suspecting or node.stopping:
+        if lane.claiming or self._alone or not node.begin_alone(lane):
             return
         lane.surveyed = False
-        lane.claiming = node.suspecting = True
+        lane.claiming = True
         operation = ClaimActivities(node.node_id, lane.names, 1, alone=True)
         node.committer.submit(operation, lambda outcome: self._claimed_alone(lane, outcome))
 
     def _claimed_alone(self, lane: Lane, outcome: Outcome | BaseException) -> None:
-        lane.claiming = self._node.suspecting = False
+        lane.claiming = False
+        self._node.end_alone(lane)
         if not isinstance(outcome, ClaimedActivities):
             self._node.expect(outcome, "claiming an activity")
             return
@@ -200,20 +187,28 @@ class Activities:
             claim.event_id,
             claim.attempt,
         )
-        if claim.attempt > CLAIMS_MAX:
-            running = Running(claim.key, context, claim.event_id)
+        running = self._new(claim.key, context, claim.options)
+        retry = running.options.retry
+        if claim.claims > CLAIMS_MAX:
             self._running[running.id] = running
-            self._finished(running, _poisoned(context))
-        elif claim.attempt > CLAIMS_SHARED_MAX:
-            self._start_alone(Running(claim.key, context, claim.event_id), claim.input)
+            self._finished(running, poisoned(context))
+        elif retry is not None and not retry.allows_another(claim.attempt - 1):
+            self._running[running.id] = running
+            self._finished(running, lost(context, claim.attempt - 1))
+        elif claim.claims > CLAIMS_SHARED_MAX:
+            self._start_alone(running, claim.input)
         else:
-            self._start(claim.key, context, claim.input)
+            self._start(running, claim.input)
+
+    def _new(self, key: int, context: ActivityContext, called_with: bytes | None) -> Running:
+        activity = self._node.registry.activities.get(context.activity_name)
+        return Running(key, context, options_for(activity, called_with))
 
     def _start_alone(self, running: Running, payload: bytes) -> None:
         """Start it when the others have finished; nothing new starts beside it. Those that have
         run for DRAIN_S by then are not waited for: they have shown that they do no harm."""
         self._alone = self._running[running.id] = running
-        self._node.suspecting = True
+        self._node.begin_alone(running)
         started = self._node.loop.call_later(DRAIN_S, self._begin, running, payload)
         running.when_alone = started, payload
         self._look_whether_alone()
@@ -227,13 +222,15 @@ class Activities:
             started.cancel()
             self._begin(alone, payload)
 
-    def _start(self, key: int, context: ActivityContext, payload: bytes) -> None:
-        running = Running(key, context, context.event_id)
+    def _start(self, running: Running, payload: bytes) -> None:
         self._running[running.id] = running
         self._begin(running, payload)
 
     def _begin(self, running: Running, payload: bytes) -> None:
-        running.when_alone = None
+        if running.when_alone is not None:
+            # A suspect instance may be what it waits for, so it does not wait for ever itself.
+            self._node.loop.call_later(DRAIN_S, self._node.end_alone, running)
+            running.when_alone = None
         context = running.context
         activity = self._node.registry.activities[context.activity_name]
         loop = self._node.loop
@@ -245,9 +242,12 @@ class Activities:
             )
         else:
             thread = loop.run_in_executor(
-                self._pool(), surroundings.run, _run_in_thread, context, activity, payload
+                self._pool(), surroundings.run, attempt_in_thread, running, activity, payload
             )
             thread.add_done_callback(lambda future: self._thread_done(running, future))
+            if running.options.timeout_ms is not None:
+                late = loop.call_later(running.options.timeout_ms / 1000, self._timed_out, running)
+                thread.add_done_callback(lambda _: late.cancel())
             running.task = thread
 
     def _pool(self) -> Threads:
@@ -258,28 +258,56 @@ class Activities:
     # Running and finishing.
 
     async def _run(self, running: Running, activity: Activity[..., Any], payload: bytes) -> None:
-        context = running.context
-        inside.set(context)
-        guarded.set(True)
-        signature = activity.signature
-        try:
-            args, kwargs = signature.unbind(payload)
-            result = await activity.function(*args, **kwargs)
-            item: Finished = work.ActivityCompleted(
-                running.execution_id, running.event_id, msgspec.Raw(signature.result.encode(result))
-            )
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and context.abandoned:
-                self._abandoned(running)
-                return
-            item = _failed(context, error, activity.raises)
-        self._finished(running, item)
-
-    def _thread_done(self, running: Running, future: asyncio.Future[Finished]) -> None:
-        if future.cancelled() or running.context.abandoned:
+        over = await attempt(running, activity, payload)
+        if over is None:
             self._abandoned(running)
         else:
-            self._finished(running, future.result())
+            self._over(running, over)
+
+    def _thread_done(self, running: Running, future: asyncio.Future[Over]) -> None:
+        if running in self._late:
+            self._late.discard(running)
+            self._node.counters["late_completion"] += 1
+            self._give_slot_back(running)
+            self._claim(self.lanes.of(running.context.activity_name))
+        elif future.cancelled() or running.context.abandoned:
+            self._abandoned(running)
+        else:
+            self._over(running, future.result())
+
+    def _timed_out(self, running: Running) -> None:
+        """A plain function cannot be stopped: its attempt is over, and its thread keeps the slot
+        until it returns, or functions that hang would take more and more threads."""
+        if self._running.get(running.id) is running and not running.context.abandoned:
+            self._late.add(running)
+            running.context.cancel()
+            self._over(running, timed_out(running))
+
+    def _over(self, running: Running, over: Over) -> None:
+        """The attempt has ended: so does the activity, unless another attempt may follow."""
+        retry = running.options.retry
+        if (
+            over.final
+            or retry is None
+            or not retry.allows_another(running.attempt)
+            or not isinstance(over.item, work.ActivityFailed)
+            or (running.context.is_cancelled and running not in self._late)
+        ):
+            self._finished(running, over.item)
+            return
+        self._free(running)
+        resident = self._node.residents.get(running.key)
+        if resident is not None:
+            resident.local.discard(running.event_id)
+        node = self._node
+        due_ms = node.provider.now_ms() + retry.pause_ms(running.attempt, node.random)
+        node.committer.submit(
+            RetryActivity(
+                *running.id, node.node_id, running.attempt, due_ms, _encode(over.item.error)
+            ),
+            self._completed,
+        )
+        self._claim(self.lanes.of(running.context.activity_name))
 
     def _finished(self, running: Running, item: Finished) -> None:
         self._free(running)
@@ -297,11 +325,15 @@ class Activities:
 
     def _free(self, running: Running) -> None:
         self._running.pop(running.id, None)
+        if running not in self._late:
+            self._give_slot_back(running)
+
+    def _give_slot_back(self, running: Running) -> None:
         lane = self.lanes.of(running.context.activity_name)
         lane.taken -= 1
         if running is self._alone:
             self._alone = None
-            self._node.suspecting = False
+            self._node.end_alone(running)
             self.found_waiting()
             self.news()
         else:
@@ -384,7 +416,10 @@ class Activities:
         if self._running.get(running.id) is not running:
             return
         self._free(running)
-        self._release(running.key, running.execution_id, running.event_id, running.attempt)
+        if running.at_most_once and running.task is not None:
+            self._complete(running.key, running.attempt, lost(running.context, running.attempt))
+        else:
+            self._release(running.key, running.execution_id, running.event_id, running.attempt)
 
     def _release(self, key: int, execution_id: int, event_id: int, attempt: int) -> None:
         node = self._node
@@ -407,33 +442,3 @@ class Activities:
     @property
     def running(self) -> int:
         return len(self._running)
-
-
-def _run_in_thread(
-    context: ActivityContext, activity: Activity[..., Any], payload: bytes
-) -> Finished:
-    inside.set(context)
-    signature = activity.signature
-    try:
-        args, kwargs = signature.unbind(payload)
-        encoded = signature.result.encode(activity.function(*args, **kwargs))
-    except BaseException as error:
-        return _failed(context, error, activity.raises)
-    return work.ActivityCompleted(context.execution_id, context.event_id, msgspec.Raw(encoded))
-
-
-def _failed(
-    context: ActivityContext, error: BaseException, raises: tuple[type[BaseException], ...]
-) -> work.ActivityFailed:
-    return work.ActivityFailed(
-        context.execution_id, context.event_id, failures.record(error, raises)
-    )
-
-
-def _poisoned(context: ActivityContext) -> work.ActivityFailed:
-    failure = events.Failure(
-        "Poison",
-        f"{CLAIMS_MAX} attempts of activity {context.activity_name!r} ended with the death of "
-        "their process; it is not run again",
-    )
-    return work.ActivityFailed(context.execution_id, context.event_id, failure)

@@ -132,7 +132,13 @@ class Plan:
         """The activities that are left at the end of the turn, claimed as far as slots are free."""
         return tuple(
             [
-                NewActivity(action.id, action.name, bytes(action.input), self._reserve(action.name))
+                NewActivity(
+                    action.id,
+                    action.name,
+                    bytes(action.input),
+                    self._reserve(action.name),
+                    action.options,
+                )
                 for action in self.activities.values()
             ]
         )
@@ -245,7 +251,9 @@ def plan_turn(
     elif ending is not None:
         plan.report(ending)
     due_ms = _due_after(resident, plan, turn, next_execution)
-    consumed = tuple(delivery.seq for delivery in taken if delivery.seq)
+    consumed = tuple([delivery.seq for delivery in taken if delivery.seq and not delivery.kept])
+    if turn.dequeued:
+        consumed += tuple(turn.dequeued)
     return CommitTurn(
         key=resident.key,
         token=resident.token,

@@ -26,6 +26,7 @@ from perdure.runtime.residents import Resident
 from perdure.runtime.turns import Turns
 
 CLAIM_LIMIT = 500
+ITEMS_AT_ONCE = 100
 REAP_S = 1.0
 RETRY_S = 0.5
 UNRUNNABLE_S = 30.0
@@ -115,16 +116,19 @@ class Intake:
             if resident is None:
                 # Ours by the store, but being given back or not yet adopted: look again.
                 wake_s = ORPHANS_S
-            elif resident.receive(mail.mail, mail.external, mail.messages):
+            elif resident.receive(mail.mail, mail.external, mail.messages, mail.queued):
                 self._turns.ready(resident)
-        if survey.activities:
-            self._activities.found_waiting()
-        due_ms = survey.instances_due_ms
-        if due_ms is not None:
-            now_ms = node.provider.now_ms()
+        now_ms = node.provider.now_ms()
+        for due_ms, take in (
+            (survey.activities_due_ms, self._activities.found_waiting),
+            (survey.instances_due_ms, self._claim),
+        ):
+            if due_ms is None:
+                continue
             if due_ms <= now_ms:
-                self._claim()
-            wake_s = min(wake_s, max(due_ms - now_ms, 0) / 1000 or wake_s)
+                take()
+            else:
+                wake_s = min(wake_s, (due_ms - now_ms) / 1000)
         self._wake_in(wake_s)
 
     def _wake_in(self, delay_s: float) -> None:
@@ -138,11 +142,10 @@ class Intake:
         node = self._node
         if self._claiming or node.stopping or node.alone is not None:
             return
-        if alone and node.suspecting:
+        if alone and not node.begin_alone(self):
             self._wake_in(ALONE_S)
             return
         self._claiming = True
-        node.suspecting = node.suspecting or alone
         operation = ClaimInstances(
             node.node_id, node.registry.capabilities, 1 if alone else CLAIM_LIMIT, alone
         )
@@ -150,8 +153,7 @@ class Intake:
 
     def _claimed(self, outcome: Outcome | BaseException, alone: bool) -> None:
         self._claiming = False
-        if alone:
-            self._node.suspecting = False
+        self._node.end_alone(self)
         if not isinstance(outcome, Claimed):
             self._node.expect(outcome, "claiming instances")
             self._wake_in(0.5)
@@ -170,7 +172,7 @@ class Intake:
             return
         if alone and residents[0].attempt <= CLAIMS_MAX:
             self._node.alone = residents[0]
-            self._node.suspecting = True
+            self._node.begin_alone(residents[0])
         self._load_soon([resident for resident in residents if not self._poisoned(resident)])
         self.news()
 
@@ -188,7 +190,7 @@ class Intake:
             acquired.nesting,
         )
         resident.attempt = acquired.attempt
-        resident.receive(acquired.mail, acquired.external, acquired.messages)
+        resident.receive(acquired.mail, acquired.external, acquired.messages, acquired.queued)
         for timer in acquired.timers:
             self._turns.timers.add(resident, timer.event_id, timer.fire_at_ms)
         self._node.residents.add(resident)
@@ -234,6 +236,30 @@ class Intake:
                 # Decoding thousands of histories must not hold up the turns of the first ones.
                 await asyncio.sleep(0)
         self.news()
+
+    # Items of event queues.
+
+    def fetch(self, resident: Resident, queues: list[str]) -> None:
+        """Get what is in these queues of a resident that waits at them, and run its next turn."""
+        resident.loading = True
+        self._spawn(self._fetch(resident, queues))
+
+    async def _fetch(self, resident: Resident, queues: list[str]) -> None:
+        provider = self._node.provider
+        while not resident.released:
+            try:
+                # What is put in after this look may be missed by it.
+                queued = resident.queued
+                for name in queues:
+                    items = await provider.queue_items(resident.key, name, 0, ITEMS_AT_ONCE)
+                    resident.take_items(name, items, queued, whole=len(items) < ITEMS_AT_ONCE)
+                break
+            except PerdureError as error:
+                logger.warning("cannot read an event queue: %s; trying again", error)
+                resident.forget_items()
+                await asyncio.sleep(RETRY_S)
+        resident.loading = False
+        self._turns.ready(resident)
 
     def _begin(self, resident: Resident, lines: list[bytes]) -> None:
         try:

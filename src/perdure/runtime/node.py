@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from random import Random
 
 from perdure.errors import InternalError
 from perdure.providers.committer import Committer
@@ -19,9 +20,11 @@ logger = logging.getLogger("perdure")
 
 class Node:
     """node_id: new at each start. stopping: nothing new is begun. alone: the resident whose turn
-    runs while no other does (see ClaimInstances). suspecting: an instance or an activity is being
-    claimed to run alone, or does; the other kind then waits, or a death would charge both.
-    counters: what was dropped or refused, by reason. new_token: the injected source of ids."""
+    runs while no other does (see ClaimInstances). suspect: for whom an instance or an activity is
+    being claimed to run alone, or what runs so; the other kind then waits, or a death would charge
+    both.
+    counters: what was dropped or refused, by reason. new_token: the injected source of ids.
+    random: for what need not be repeatable."""
 
     def __init__(
         self,
@@ -38,11 +41,24 @@ class Node:
         self.options = options
         self.new_token = new_token
         self.node_id = new_token()
+        self.random = Random(self.node_id)
         self.residents = Residents(options.max_residents)
         self.counters: Counter[str] = Counter()
         self.stopping = False
         self.alone: Resident | None = None
-        self.suspecting = False
+        self.suspect: object = None
+
+    def begin_alone(self, who: object) -> bool:
+        """Take the right to claim and run a suspect; False while another has it."""
+        if self.suspect is not None or self.stopping:
+            return False
+        self.suspect = who
+        return True
+
+    def end_alone(self, who: object) -> None:
+        """Give that right back."""
+        if self.suspect is who:
+            self.suspect = None
 
     def drop(self, reason: str, instance_id: str, number: int = 1) -> None:
         """Count and log something that has no effect. Nothing is dropped without this."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from perdure.core import events, work
 from perdure.core.execution import Execution
+from perdure.core.mailbox import Mailbox
 from perdure.providers.contract import CommitTurn, Message, ParentLink, StartInstance
 
 
@@ -25,6 +27,11 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     local: bool = False
     attempt: int = 0
 
+    @property
+    def kept(self) -> bool:
+        """Whether its row stays after the turn that it came into (unless that turn took it)."""
+        return isinstance(self.item, work.EventEnqueued)
+
     def order(self) -> tuple[bool, int, int]:
         return (self.local, self.effective_ms, self.seq)
 
@@ -34,8 +41,10 @@ class Resident:
 
     execution: the live coroutine, or None while its history is being loaded. pending: deliveries
     for the next turn. history: what the next turn repeats first. committing: the turn that is being
-    committed (at most one). unsettled: no commit since the claim. repeated: the turn is a
-    repetition (see Execution).
+    committed (at most one). mailbox: items of event queues that are at hand. queued: how many were
+    ever put into them; fetched: at which such number everything of a queue was at hand. ready: it
+    is in line for a turn. unsettled: no commit since the claim. repeated: the turn is a repetition
+    (see Execution).
     """
 
     __slots__ = (
@@ -44,6 +53,7 @@ class Resident:
         "execution",
         "execution_id",
         "external",
+        "fetched",
         "history",
         "incarnation",
         "input",
@@ -53,11 +63,13 @@ class Resident:
         "loading",
         "local",
         "mail",
+        "mailbox",
         "name",
         "nesting",
         "parent",
         "pending",
         "queued",
+        "ready",
         "released",
         "repeated",
         "stored_due_ms",
@@ -93,6 +105,9 @@ class Resident:
         self.attempt = 1
         self.mail = 0
         self.external = 0
+        self.queued = 0
+        self.mailbox = Mailbox()
+        self.fetched: dict[str, int] = {}
         self.last_seq = 0
         self.timers: dict[int, int] = {}
         self.local: set[int] = set()
@@ -104,20 +119,56 @@ class Resident:
         self.unsettled = True
         self.repeated = False
         self.loading = False
-        self.queued = False
+        self.ready = False
         self.released = False
 
-    def receive(self, mail: int, external: int, messages: tuple[Message, ...]) -> bool:
+    def receive(self, mail: int, external: int, messages: tuple[Message, ...], queued: int) -> bool:
         """Take in what the inbox holds; True if anything of it is new."""
         # Two looks at the inbox may come back in the wrong order.
         self.mail = max(self.mail, mail)
         self.external = max(self.external, external)
+        more = queued > self.queued
+        if more:
+            self.queued = queued
+            # It is due by what was put in, and if nobody waits for that it must be parked anew.
+            self.stored_due_ms = 0
         fresh = [message for message in messages if message.seq > self.last_seq]
         for message in fresh:
             self.last_seq = message.seq
             item = work.decode(message.body)
             self.pending.append(Delivery(item, message.accepted_ms, message.seq))
-        return bool(fresh)
+        return more or bool(fresh)
+
+    def queues_wanted(self, deliveries: Sequence[Delivery]) -> list[str]:
+        """The event queues that the code waits at and of which the store may have items, other
+        than those that are about to be delivered or at hand."""
+        if self.execution is None or not self.execution.requests.dequeues:
+            return []
+        at_hand = {d.item.name for d in deliveries if isinstance(d.item, work.EventEnqueued)}
+        return [
+            name
+            for name in self.execution.requests.dequeues
+            if self.fetched.get(name) != self.queued
+            and name not in at_hand
+            and not self.mailbox.has(name)
+        ]
+
+    def take_items(self, name: str, messages: Sequence[Message], queued: int, whole: bool) -> None:
+        """Take in items of an event queue, as of the time when `queued` had been put into all.
+        whole: there are no others."""
+        for message in messages:
+            item = work.decode(message.body)
+            if isinstance(item, work.EventEnqueued):
+                item = msgspec.structs.replace(item, seq=message.seq)
+            self.pending.append(Delivery(item, message.accepted_ms, message.seq))
+        if whole:
+            self.fetched[name] = queued
+
+    def forget_items(self) -> None:
+        """What is at hand may have been taken by a turn that came to nothing: fetch it again."""
+        self.mailbox.clear()
+        self.fetched.clear()
+        self.pending = [delivery for delivery in self.pending if not delivery.kept]
 
     def next_due_ms(self) -> int | None:
         """The earliest timer, or None."""
@@ -126,13 +177,13 @@ class Resident:
     @property
     def idle(self) -> bool:
         """Nothing under way: it could be given back without losing work."""
-        return not (self.pending or self.committing or self.loading or self.queued)
+        return not (self.pending or self.committing or self.loading or self.ready)
 
 
 def resident_of(start: StartInstance, key: int) -> Resident:
     """The resident of a start that names its owner."""
     assert start.token is not None
-    return Resident(
+    resident = Resident(
         key,
         start.instance_id,
         start.incarnation,
@@ -144,6 +195,8 @@ def resident_of(start: StartInstance, key: int) -> Resident:
         start.parent,
         start.nesting,
     )
+    resident.mail = resident.external = resident.queued = len(start.sends)
+    return resident
 
 
 class Residents:

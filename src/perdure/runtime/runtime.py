@@ -166,7 +166,12 @@ class _Parts:
         self._activities.deliver = self._turns.deliver
         self._activities.news = self._intake.news
         self._turns.reload = self._intake.reload
+        self._turns.fetch = self._intake.fetch
         self._turns.news = self._turns.leaving.news = self._intake.news
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        return dict(self.node.counters)
 
     def start(self) -> None:
         self._watchdog.start()

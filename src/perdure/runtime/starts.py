@@ -34,7 +34,8 @@ class Starts:
         key = node.provider.reserve_key()
         start = msgspec.structs.replace(start, owner=owner[0], token=owner[1], key=key)
         resident = resident_of(start, key)
-        first = self._turns.run_first(resident) if key else None
+        # Items of its event queues are not at hand before they are in the store.
+        first = self._turns.run_first(resident) if key and not start.sends else None
         turn = None
         if first is not None:
             turn, operation = first

@@ -40,9 +40,11 @@ logger = logging.getLogger("perdure")
 
 class Turns:
     """reload: fetch the history of residents whose execution is gone, and their messages.
+    fetch: get items of these event queues of a resident, and make it ready.
     news: there may be work that only the store knows of."""
 
     reload: Callable[[Resident], None]
+    fetch: Callable[[Resident, list[str]], None]
     news: Callable[[], None]
 
     def __init__(self, node: Node, activities: Activities, watchdog: Watchdog) -> None:
@@ -62,13 +64,14 @@ class Turns:
     def ready(self, resident: Resident) -> None:
         """Run a turn of this resident soon, unless one is under way (it is then run after it)."""
         if (
-            resident.queued
+            resident.ready
             or resident.released
+            or resident.loading
             or resident.committing is not None
             or resident.execution is None
         ):
             return
-        resident.queued = True
+        resident.ready = True
         self._queue.append(resident)
         self.pump_soon()
 
@@ -101,6 +104,7 @@ class Turns:
             ),
             self._node.registry.orchestration,
             repeated=resident.repeated,
+            mailbox=resident.mailbox,
         )
         resident.version = orchestration.version
         resident.history = history
@@ -119,7 +123,7 @@ class Turns:
         try:
             while queue and not node.stopping:
                 resident = queue.popleft()
-                resident.queued = False
+                resident.ready = False
                 if resident.execution is not None and resident.committing is None:
                     self._run(resident)
                 if node.loop.time() > until:
@@ -131,9 +135,9 @@ class Turns:
 
     def _run_alone(self, resident: Resident) -> None:
         """Only this resident runs until it has settled: if the process dies, it was the one."""
-        if resident.queued:
+        if resident.ready:
             self._queue.remove(resident)
-            resident.queued = False
+            resident.ready = False
             if resident.execution is not None and resident.committing is None:
                 self._run(resident)
             self._node.committer.flush()
@@ -148,7 +152,7 @@ class Turns:
         """The resident no longer has to run alone."""
         if self._node.alone is resident:
             self._node.alone = None
-            self._node.suspecting = False
+            self._node.end_alone(resident)
             self.pump_soon()
             self.news()
 
@@ -165,7 +169,8 @@ class Turns:
             finally:
                 if self._watchdog.leave():
                     raise TurnStuck
-            self._commit(resident, turn, deliveries)
+            if turn is not None:
+                self._commit(resident, turn, deliveries)
         except TurnRefused as refused:
             self.leaving.block(resident, refused.verdict, deliveries)
         except TurnInterrupted as interrupted:
@@ -184,7 +189,9 @@ class Turns:
                 resident, Verdict("internal", internal(error)), deliveries, charge=True
             )
 
-    def _step(self, resident: Resident, deliveries: list[Delivery]) -> Turn:
+    def _step(self, resident: Resident, deliveries: list[Delivery]) -> Turn | None:
+        """The turn; None if items of event queues must be fetched before it, since they may have
+        come before what is to be delivered."""
         execution = resident.execution
         assert execution is not None
         started = None
@@ -197,6 +204,12 @@ class Turns:
                 assert resident.version is not None
                 payload = msgspec.Raw(resident.input)
                 started = started_event(resident, resident.version, payload, 1, now_ms)
+        if resident.queued and started is None:
+            wanted = resident.queues_wanted(deliveries)
+            if wanted:
+                resident.pending = deliveries + resident.pending
+                self.fetch(resident, wanted)
+                return None
         return execution.step([delivery.item for delivery in deliveries], now_ms, started)
 
     def _commit(self, resident: Resident, turn: Turn, deliveries: list[Delivery]) -> None:
@@ -241,8 +254,9 @@ class Turns:
             return deliveries, []
         taken, unread = deliveries[: turn.taken], deliveries[turn.taken :]
         if not isinstance(turn.ending, events.OrchestrationContinuedAsNew):
-            # Used up all the same: the store would count them a second time.
-            turn.dropped["unread_at_end"] = len(unread)
+            # Used up all the same: the store would count them a second time. (It does count the
+            # items of event queues that are left.)
+            turn.dropped["unread_at_end"] = sum(not delivery.kept for delivery in unread)
             return deliveries, []
         kept = [delivery for delivery in unread if isinstance(delivery.item, _KEPT)]
         gone = [delivery for delivery in unread if not isinstance(delivery.item, _KEPT)]
@@ -276,6 +290,7 @@ class Turns:
             finally:
                 if self._watchdog.leave():
                     raise TurnStuck
+            assert turn is not None
             return turn, self._plan(resident, turn, [])
         except (TurnRefused, TurnInterrupted, TurnStuck):
             self._watchdog.leave()
@@ -378,7 +393,7 @@ class Turns:
             self._sent(operation, outcome)
         if operation.ending is not None:
             self._ended(resident, operation, turn, kept)
-        elif resident.pending:
+        elif resident.pending or (resident.queued and resident.queues_wanted(())):
             self.ready(resident)
         self._node.residents.touch(resident)
         self.leaving.evict_soon()
@@ -443,6 +458,7 @@ class Turns:
         self.leaving.close(resident, resident.execution)
         resident.execution = None
         resident.pending = deliveries + resident.pending
+        resident.forget_items()
         self.reload(resident)
 
     def _lose(self, resident: Resident, deliveries: list[Delivery]) -> None:
@@ -452,5 +468,5 @@ class Turns:
         self.news()
 
 
-_KEPT = (work.ExternalRaised, work.CancelInstance)
+_KEPT = (work.ExternalRaised, work.EventEnqueued, work.CancelInstance)
 """What stays for the next execution when one continues as new."""

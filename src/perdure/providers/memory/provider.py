@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from operator import attrgetter
 
@@ -12,18 +13,24 @@ import msgspec
 
 from perdure.errors import InstanceNotFound, ProviderError, StoreClosed
 from perdure.providers.contract import (
+    ActivityRow,
     Capabilities,
+    Depths,
     ExecutionRow,
-    InstanceFilter,
     InstanceRow,
     Mail,
+    Message,
     NodeRow,
     Operation,
     Outcome,
+    RowFilter,
+    Snapshot,
     Survey,
 )
+from perdure.providers.memory.lives import snapshot
 from perdure.providers.memory.rows import Instance, Node
-from perdure.providers.memory.store import MemoryStore, is_runnable
+from perdure.providers.memory.store import MemoryStore
+from perdure.providers.memory.tables import is_runnable
 
 
 class MemoryProvider:
@@ -68,10 +75,13 @@ class MemoryProvider:
         try:
             with self._store.lock:
                 outcomes = self._store.apply(batch)
+                changed = self._store.changed
         except ProviderError as error:
             future.set_exception(error)
             return future
-        self._tell_others()
+        if changed:
+            # Two nodes that look in vain must not tell each other of it for ever.
+            self._tell_others()
         # Not at once: a caller that commits in a loop must let others run, as with a real store.
         self._loop.call_soon(_settle, future, outcomes)
         return future
@@ -156,16 +166,17 @@ class MemoryProvider:
                 if instance.owner == node_id
                 and instance.due_ms is not None
                 and instance.due_ms <= now
-                and instance.inbox
+                and (instance.inbox or instance.items)
             ]
+            unclaimed = self._store.unclaimed(activity_names)
             runnable = (i.due_ms for i in self._store.ready() if is_runnable(i, capabilities))
             return Survey(
                 mail=tuple(
-                    Mail(i.key, i.mail, i.external, i.messages())
+                    Mail(i.key, i.mail, i.external, i.messages(), i.queued)
                     for _, _, i in sorted(held, key=lambda item: item[:2])
                 ),
                 instances_due_ms=next(runnable, None),
-                activities=bool(self._store.unclaimed(activity_names)),
+                activities_due_ms=unclaimed[0][3].due_ms if unclaimed else None,
             )
 
     async def lost_activities(
@@ -201,7 +212,7 @@ class MemoryProvider:
     ) -> list[bytes]:
         self._check_open()
         with self._store.lock:
-            instance = self._find(instance_id)
+            instance = self._store.find(instance_id)
             if instance is None:
                 raise InstanceNotFound(
                     f"there is no instance {instance_id!r}; check the id and the store"
@@ -212,14 +223,10 @@ class MemoryProvider:
             events = sorted(instance.executions[number].history.items())
             return [data for event_id, data in events if event_id > after][:limit]
 
-    def _find(self, instance_id: str) -> Instance | None:
-        key = self._store.keys.get(instance_id)
-        return None if key is None else self._store.instances[key]
-
     async def get_instances(self, instance_ids: Collection[str]) -> dict[str, InstanceRow]:
         self._check_open()
         with self._store.lock:
-            found = [self._find(instance_id) for instance_id in instance_ids]
+            found = [self._store.find(instance_id) for instance_id in instance_ids]
             return {i.instance_id: i.row() for i in found if i is not None}
 
     async def get_execution(self, key: int, execution_id: int) -> ExecutionRow | None:
@@ -233,13 +240,13 @@ class MemoryProvider:
     async def list_executions(self, instance_id: str) -> list[ExecutionRow]:
         self._check_open()
         with self._store.lock:
-            instance = self._find(instance_id)
+            instance = self._store.find(instance_id)
             if instance is None:
                 return []
             return [execution.row(n) for n, execution in sorted(instance.executions.items())]
 
     async def list_instances(
-        self, filter: InstanceFilter, after: int = 0, limit: int = 100
+        self, filter: RowFilter, after: int = 0, limit: int = 100
     ) -> list[InstanceRow]:
         self._check_open()
         with self._store.lock:
@@ -250,16 +257,34 @@ class MemoryProvider:
             ]
             return [instance.row() for instance in found[:limit]]
 
-    async def list_children(self, instance_id: str, incarnation: str) -> list[InstanceRow]:
+    async def list_tree(self, instance_id: str) -> list[InstanceRow]:
         self._check_open()
         with self._store.lock:
+            root = self._store.find(instance_id)
+            return [] if root is None else [one.row() for one in self._store.tree(root)]
+
+    async def queue_items(self, key: int, queue: str, after: int, limit: int) -> list[Message]:
+        self._check_open()
+        with self._store.lock:
+            instance = self._store.instances.get(key)
+            items = instance.queues.get(queue, {}) if instance else {}
+            return [item for seq, item in sorted(items.items()) if seq > after][:limit]
+
+    async def list_activities(self, key: int) -> list[ActivityRow]:
+        self._check_open()
+        with self._store.lock:
+            instance = self._store.instances.get(key)
+            items = sorted(instance.activities.items()) if instance else []
             return [
-                child.row()
-                for child in self._by_key()
-                if child.parent is not None
-                and (child.parent.instance_id, child.parent.incarnation)
-                == (instance_id, incarnation)
+                ActivityRow(*place, a.name, a.owner, a.attempt, a.due_ms, a.error)
+                for place, a in items
             ]
+
+    async def snapshots(self, instance_id: str) -> list[Snapshot]:
+        self._check_open()
+        with self._store.lock:
+            root = self._store.find(instance_id)
+            return [] if root is None else [snapshot(one) for one in self._store.tree(root)]
 
     def _by_key(self) -> list[Instance]:
         return sorted(self._store.instances.values(), key=attrgetter("key"))
@@ -272,14 +297,56 @@ class MemoryProvider:
                 counts[instance.status] = counts.get(instance.status, 0) + 1
         return counts
 
+    async def count_blocked(self) -> dict[str, int]:
+        self._check_open()
+        with self._store.lock:
+            reasons = [i.blocked for i in self._store.instances.values() if i.blocked is not None]
+            return dict(Counter(reasons))
 
-def _matches(instance: Instance, wanted: InstanceFilter) -> bool:
+    async def depths(self) -> Depths:
+        self._check_open()
+        with self._store.lock:
+            instances = self._store.instances.values()
+            return Depths(
+                instances=len(self._store.due()),
+                messages=sum(len(instance.inbox) for instance in instances),
+                items=sum(instance.items for instance in instances),
+                timers=sum(len(instance.timers) for instance in instances),
+                activities=self._activity_depths(),
+            )
+
+    def _activity_depths(self) -> dict[str, tuple[int, int, int]]:
+        now = self.now_ms()
+        found: dict[str, tuple[int, int, int]] = {}
+        for activity in self._store.all_activities():
+            waiting, later, running = found.get(activity.name, (0, 0, 0))
+            if activity.owner is not None:
+                running += 1
+            elif activity.due_ms <= now:
+                waiting += 1
+            else:
+                later += 1
+            found[activity.name] = waiting, later, running
+        return found
+
+
+def _matches(instance: Instance, wanted: RowFilter) -> bool:
     return (
         wanted.status in (None, instance.status)
         and wanted.name in (None, instance.name)
+        and wanted.version in (None, instance.version)
         and (wanted.id_prefix is None or instance.instance_id.startswith(wanted.id_prefix))
+        and wanted.parent in (None, instance.parent.instance_id if instance.parent else "")
         and wanted.blocked in (None, instance.blocked is not None)
+        and _between(instance.created_ms, wanted.created_after_ms, wanted.created_before_ms)
+        and _between(instance.finished_ms, wanted.finished_after_ms, wanted.finished_before_ms)
     )
+
+
+def _between(time_ms: int | None, after_ms: int | None, before_ms: int | None) -> bool:
+    if time_ms is None:
+        return after_ms is None and before_ms is None
+    return (after_ms is None or time_ms > after_ms) and (before_ms is None or time_ms < before_ms)
 
 
 def _settle(future: asyncio.Future[list[Outcome]], outcomes: list[Outcome]) -> None:

@@ -45,7 +45,10 @@ class Activity:
     input: bytes
     owner: str | None
     attempt: int
-    queued_ms: int
+    claims: int
+    due_ms: int
+    options: bytes | None = None
+    error: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -68,12 +71,29 @@ class Instance:
     hold_ms: int | None = None
     mail: int = 0
     external: int = 0
+    queued: int = 0
     blocked: str | None = None
     blocked_detail: str | None = None
     executions: dict[int, Execution] = field(default_factory=dict)
     inbox: dict[int, Message] = field(default_factory=dict)
+    queues: dict[str, dict[int, Message]] = field(default_factory=dict)
+    event_ids: dict[str, None] = field(default_factory=dict)
     activities: dict[tuple[int, int], Activity] = field(default_factory=dict)
     timers: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    @property
+    def parent_named(self) -> tuple[str, str] | None:
+        """Id and incarnation of the parent."""
+        return (self.parent.instance_id, self.parent.incarnation) if self.parent else None
+
+    @property
+    def items(self) -> int:
+        """How many items its event queues hold."""
+        return sum(len(items) for items in self.queues.values())
+
+    def queue(self, name: str) -> dict[int, Message]:
+        """The items of an event queue by seq."""
+        return self.queues.setdefault(name, {})
 
     def messages(self) -> tuple[Message, ...]:
         """The inbox, oldest first (which it is not by itself after a batch was undone)."""

@@ -10,16 +10,17 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import InternalError
+from perdure.errors import InternalError, ProviderError
 from perdure.providers.contract import (
+    ORDER,
     TERMINAL,
-    ClaimActivities,
-    ClaimInstances,
     Committed,
     CommitTurn,
     CompleteActivity,
+    DeleteInstance,
     Done,
     Ended,
+    ImportInstances,
     NoteBlocked,
     NotFound,
     Operation,
@@ -30,6 +31,7 @@ from perdure.providers.contract import (
     ReleaseActivity,
     ReleaseInstance,
     Retention,
+    RetryActivity,
     SendMessage,
     Sent,
     Started,
@@ -43,26 +45,14 @@ WIDTH = len(kind.COLUMNS)
 ROWS_MAX = 2_000
 """Rows of one statement: SQLite takes at most 32,766 parameters."""
 
-_ORDER: dict[type, int] = {
-    operation: place
-    for place, operation in enumerate(
-        (
-            CommitTurn,
-            StartInstance,
-            SendMessage,
-            CompleteActivity,
-            ReleaseActivity,
-            ReleaseInstance,
-            NoteBlocked,
-            PruneExecutions,
-            ClaimInstances,
-            ClaimActivities,
-        )
-    )
-}
-
 FIRST_TURN_SUB = 2
 """Notes of the turn that a start carries are numbered from here, behind the start's own."""
+
+SENDS_SUB = 1_000_000
+"""And those of the sends that a start carries, from this times its own number plus one."""
+
+NOTED = (SendMessage, PruneExecutions, DeleteInstance, ImportInstances)
+"""Operations whose outcome is always told."""
 
 Note = tuple[int, int, str, Any]
 """op, sub, what, value"""
@@ -70,7 +60,7 @@ Note = tuple[int, int, str, Any]
 
 def in_order(batch: Sequence[Operation]) -> list[tuple[int, Operation]]:
     """The operations with their places, in the order in which they act."""
-    order = _ORDER
+    order = ORDER
     return sorted(enumerate(batch), key=lambda item: order[type(item[1])])
 
 
@@ -100,9 +90,10 @@ def answers_itself(operation: Operation) -> bool:
             operation.key != 0
             and operation.parent is None
             and operation.if_taken is None
+            and not operation.sends
             and (turn is None or answers_itself(turn))
         )
-    return type(operation) is not SendMessage and type(operation) is not PruneExecutions
+    return not isinstance(operation, NOTED)
 
 
 def parameters(ordered: Sequence[tuple[int, Operation]], quiet: bool, now: int) -> list[Any]:
@@ -115,15 +106,17 @@ def parameters(ordered: Sequence[tuple[int, Operation]], quiet: bool, now: int) 
                 _turn(values, op, operation, now)
             case StartInstance():
                 _start(values, op, 0, operation, now)
-                if operation.if_taken is not None:
-                    _send(values, op, 1, operation.if_taken, now, if_taken=0)
                 if operation.turn is not None:
                     _turn(values, op, operation.turn, now, FIRST_TURN_SUB)
+                _start_sends(values, op, 0, operation, now)
             case SendMessage():
                 _send(values, op, 0, operation, now)
             case CompleteActivity(key, execution_id, event_id, node_id, attempt, body):
                 values += (op, kind.COMPLETE_ACTIVITY, key, execution_id, event_id)
                 values += (node_id, attempt, body, *_NONE[6], now)
+            case RetryActivity(key, execution_id, event_id, node_id, attempt, due_ms, error):
+                values += (op, kind.RETRY_ACTIVITY, key, execution_id, event_id)
+                values += (node_id, attempt, due_ms, error, *_NONE[5], now)
             case ReleaseActivity(key, execution_id, event_id, node_id, attempt):
                 values += (op, kind.RELEASE_ACTIVITY, key, execution_id, event_id)
                 values += (node_id, attempt, *_NONE[7], now)
@@ -135,6 +128,8 @@ def parameters(ordered: Sequence[tuple[int, Operation]], quiet: bool, now: int) 
                     values += (blocked, detail, *_NONE[7], now)
             case PruneExecutions(instance_id, retention):
                 _prune(values, op, None, instance_id, retention, now)
+            case DeleteInstance() | ImportInstances():
+                pass
             case _:
                 break
     return values
@@ -154,7 +149,7 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int, sub: int = 0) 
         gone[0] if gone else None,
     )
     # What is gone goes before what is new.
-    inline = 1 if new and len(gone) <= 1 else 0
+    inline = 1 if new and len(gone) <= 1 and new[0].options is None else 0
     if inline:
         first = new[0]
         owner = turn.node_id if first.claimed else None
@@ -173,7 +168,7 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int, sub: int = 0) 
     for activity in new[inline:]:
         owner = turn.node_id if activity.claimed else None
         values += (op, kind.ACTIVITY, key, execution, activity.event_id, activity.name)
-        values += (activity.input, owner, *_NONE[6], now)
+        values += (activity.input, owner, activity.options, *_NONE[5], now)
     for timer in turn.timers:
         values += (op, kind.TIMER, key, execution, timer.event_id, timer.fire_at_ms)
         values += (*_NONE[8], now)
@@ -191,8 +186,7 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int, sub: int = 0) 
 def _carried(values: list[Any], op: int, turn: CommitTurn, now: int, base: int) -> None:
     for sub, start in zip(count(base, 2), turn.starts, strict=False):
         _start(values, op, sub, start, now)
-        if start.if_taken is not None:
-            _send(values, op, sub + 1, start.if_taken, now, if_taken=sub)
+        _start_sends(values, op, sub, start, now)
     for sub, send in enumerate(turn.sends, base + 2 * len(turn.starts)):
         _send(values, op, sub, send, now)
 
@@ -230,6 +224,13 @@ def _start(values: list[Any], op: int, sub: int, start: StartInstance, now: int)
     if parent is not None:
         values += (op, kind.PARENT, None, None, sub, parent.instance_id, parent.incarnation)
         values += (parent.execution_id, parent.event_id, *_NONE[5], now)
+    if start.if_taken is not None:
+        _send(values, op, sub + 1, start.if_taken, now, sub, "taken")
+
+
+def _start_sends(values: list[Any], op: int, sub: int, start: StartInstance, now: int) -> None:
+    for number, send in enumerate(start.sends, SENDS_SUB * (sub + 1)):
+        _send(values, op, number, send, now, sub, "started")
 
 
 def _send(
@@ -238,10 +239,14 @@ def _send(
     sub: int,
     send: SendMessage,
     now: int,
-    if_taken: int | None = None,
+    start: int | None = None,
+    noted: str | None = None,
 ) -> None:
-    values += (op, kind.SEND, None, None, sub, send.instance_id, send.incarnation, send.body)
-    values += (send.external, if_taken, *_NONE[4], now)
+    """start, noted: sent only if the start of that sub has noted that."""
+    plain = send.queue is None and send.event_id is None and noted != "started"
+    values += (op, kind.SEND if plain else kind.ENQUEUE, None, None, sub)
+    values += (send.instance_id, send.incarnation, send.body, send.external, start)
+    values += (send.queue, send.event_id, noted, None, now)
 
 
 def _release(values: list[Any], op: int, release: ReleaseInstance, now: int) -> None:
@@ -251,7 +256,7 @@ def _release(values: list[Any], op: int, release: ReleaseInstance, now: int) -> 
 
 
 def outcomes(batch: Sequence[Operation], notes: Sequence[Note]) -> list[Outcome]:
-    """One outcome each, except for the claims, which get theirs elsewhere."""
+    """One outcome each, except for claims, deletes and imports, which get theirs elsewhere."""
     if not notes:
         return [_unnoted(operation) for operation in batch]
     by_place: defaultdict[int, dict[int, tuple[str, Any]]] = defaultdict(dict)
@@ -274,6 +279,8 @@ def _unnoted(operation: Operation) -> Outcome:
 
 def _outcome(operation: Operation, notes: dict[int, tuple[str, Any]]) -> Outcome:
     if isinstance(operation, StartInstance):
+        if -1 in notes and notes[0][0] == "started":
+            raise ProviderError(f"a start carries a turn that is {notes[-1][0]}")
         outcome = _started(notes[0])
         if operation.turn is None or not isinstance(outcome, Started):
             return outcome
@@ -307,6 +314,8 @@ def _sent(note: tuple[str, Any]) -> Outcome:
     match note:
         case "sent", int(key):
             return Sent(key)
+        case "duplicate", int(key):
+            return Sent(key, duplicate=True)
         case "missing", _:
             return NotFound()
         case ("completed" | "failed" | "cancelled") as status, _:

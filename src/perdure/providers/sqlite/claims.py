@@ -60,7 +60,7 @@ where key in (select value from json_each(?))
 _ACQUIRED = query(
     "i.key, i.instance_id, i.incarnation, i.name, i.version, i.execution_id, i.token, i.attempt, "
     "i.parent_instance, i.parent_incarnation, i.parent_execution, i.parent_event, "
-    "i.nesting, i.mail, i.external",
+    "i.nesting, i.mail, i.external, i.queued",
     "e.input",
     "from json_each(?) as taken join instances as i on i.key = taken.value "
     "join executions as e on e.key = i.key and e.execution_id = i.execution_id order by taken.id",
@@ -68,7 +68,8 @@ _ACQUIRED = query(
 _MESSAGES = query(
     "m.key, m.seq, m.accepted_ms",
     "m.body",
-    "from json_each(?) as taken join inbox as m on m.key = taken.value order by taken.id, m.seq",
+    "from json_each(?) as taken join inbox as m on m.key = taken.value "
+    "and m.queue is null order by taken.id, m.seq",
 )
 _TIMERS = query(
     "t.key, t.event_id, t.fire_at_ms",
@@ -109,7 +110,7 @@ def claim_instances(connection: apsw.Connection, claim: ClaimInstances, now: int
 def _acquired(row: list[Any], messages: Any, timers: Any) -> Acquired:
     key, instance_id, incarnation, name, version, execution_id, token, attempt = row[:8]
     parent = None if row[8] is None else ParentLink(*row[8:12])
-    nesting, mail, external, data = row[12:]
+    nesting, mail, external, queued, data = row[12:]
     return Acquired(
         key,
         instance_id,
@@ -126,43 +127,48 @@ def _acquired(row: list[Any], messages: Any, timers: Any) -> Acquired:
         external,
         tuple(messages),
         tuple(timers),
+        queued,
     )
 
 
 _QUEUED = """
-select json_group_array(json_array(key, execution_id, event_id) order by queued_ms, key,
+select json_group_array(json_array(key, execution_id, event_id) order by due_ms, key,
     execution_id, event_id) from (
     select a.* from json_each(:names) as named cross join activities as a
     where (a.key, a.execution_id, a.event_id) in (
         select key, execution_id, event_id from activities
-        where name = named.value and owner is null and attempt >= :least and attempt < :most
-        order by queued_ms, key, execution_id, event_id limit :limit
+        where name = named.value and owner is null and due_ms <= :now
+            and claims >= :least and claims < :most
+        order by due_ms, key, execution_id, event_id limit :limit
     )
-    order by a.queued_ms, a.key, a.execution_id, a.event_id limit :limit
+    order by a.due_ms, a.key, a.execution_id, a.event_id limit :limit
 )
 """
 _CLAIM = """
-update activities set owner = ?, attempt = attempt + 1
+update activities set owner = ?, attempt = attempt + 1, claims = claims + 1
 where (key, execution_id, event_id) in (
     select value ->> 0, value ->> 1, value ->> 2 from json_each(?)
 )
 """
 _CLAIMED = query(
-    "a.key, i.instance_id, i.incarnation, a.execution_id, a.event_id, a.name, a.attempt",
-    "a.input",
+    "a.key, i.instance_id, i.incarnation, a.execution_id, a.event_id, a.name, a.attempt, a.claims",
+    "a.input, a.options",
     "from json_each(?) as taken join activities as a on a.key = taken.value ->> 0 "
     "and a.execution_id = taken.value ->> 1 and a.event_id = taken.value ->> 2 "
     "join instances as i on i.key = a.key order by taken.id",
 )
 
 
-def claim_activities(connection: apsw.Connection, claim: ClaimActivities) -> ClaimedActivities:
+def claim_activities(
+    connection: apsw.Connection, claim: ClaimActivities, now: int
+) -> ClaimedActivities:
     limit = min(claim.limit, 1) if claim.alone else claim.limit
     queued = msgspec.json.decode(
         connection.execute(
             _QUEUED,
             {
                 "names": names_json(claim.names),
+                "now": now,
                 "least": CLAIMS_SHARED_MAX if claim.alone else 0,
                 "most": _CLAIMS_ENDLESS if claim.alone else CLAIMS_SHARED_MAX,
                 # One more than wanted tells whether there are more.
@@ -177,10 +183,8 @@ def claim_activities(connection: apsw.Connection, claim: ClaimActivities) -> Cla
     connection.execute(_CLAIM, (claim.node_id, ids))
     return ClaimedActivities(
         tuple(
-            ActivityClaim(key, instance_id, incarnation, execution, event, name, data, attempt)
-            for key, instance_id, incarnation, execution, event, name, attempt, data in (
-                _CLAIMED.rows(connection, (ids,))
-            )
+            ActivityClaim(*[*place, data, attempt, claims, options])
+            for *place, attempt, claims, data, options in _CLAIMED.rows(connection, (ids,))
         ),
         more,
     )

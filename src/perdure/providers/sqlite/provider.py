@@ -20,16 +20,20 @@ import apsw
 
 from perdure.errors import ForkedStoreError, StoreClosed
 from perdure.providers.contract import (
+    ActivityRow,
     Capabilities,
+    Depths,
     ExecutionRow,
-    InstanceFilter,
     InstanceRow,
+    Message,
     NodeRow,
     Operation,
     Outcome,
+    RowFilter,
+    Snapshot,
     Survey,
 )
-from perdure.providers.sqlite import reads, registry
+from perdure.providers.sqlite import lives, reads, registry
 from perdure.providers.sqlite.connection import Database
 from perdure.providers.sqlite.nodes import NodeLocks
 from perdure.providers.sqlite.worker import Worker
@@ -269,12 +273,27 @@ class SqliteProvider:
         return await self._query(reads.list_executions, instance_id)
 
     async def list_instances(
-        self, filter: InstanceFilter, after: int = 0, limit: int = 100
+        self, filter: RowFilter, after: int = 0, limit: int = 100
     ) -> list[InstanceRow]:
         return await self._query(reads.list_instances, filter, after, limit)
 
-    async def list_children(self, instance_id: str, incarnation: str) -> list[InstanceRow]:
-        return await self._query(reads.list_children, instance_id, incarnation)
+    async def list_tree(self, instance_id: str) -> list[InstanceRow]:
+        return await self._query(reads.list_tree, instance_id)
+
+    async def queue_items(self, key: int, queue: str, after: int, limit: int) -> list[Message]:
+        return await self._query(reads.queue_items, key, queue, after, limit)
+
+    async def list_activities(self, key: int) -> list[ActivityRow]:
+        return await self._query(reads.list_activities, key)
+
+    async def snapshots(self, instance_id: str) -> list[Snapshot]:
+        return await self._query(lives.snapshots, instance_id)
 
     async def count_instances(self) -> dict[str, int]:
         return await self._query(reads.count_instances)
+
+    async def count_blocked(self) -> dict[str, int]:
+        return await self._query(reads.count_blocked)
+
+    async def depths(self) -> Depths:
+        return await self._query(reads.depths, self.now_ms())

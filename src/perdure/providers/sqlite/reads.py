@@ -10,13 +10,15 @@ import msgspec
 
 from perdure.errors import InstanceNotFound
 from perdure.providers.contract import (
+    ActivityRow,
     Capabilities,
+    Depths,
     ExecutionRow,
-    InstanceFilter,
     InstanceRow,
     Mail,
     Message,
     NodeRow,
+    RowFilter,
     Survey,
 )
 from perdure.providers.sqlite.claims import names_json, pairs_json
@@ -38,17 +40,19 @@ select
             order by due_ms limit 1
         )) from json_each(:pairs) as pair
     ),
-    exists (
-        select 1 from json_each(:names) as named where exists (
-            select 1 from activities where owner is null and name = named.value
-        )
+    (
+        select min((
+            select due_ms from activities where owner is null and name = named.value
+            order by due_ms limit 1
+        )) from json_each(:names) as named
     )
 """
 _MAIL = query(
-    "i.key, i.mail, i.external, m.seq, m.accepted_ms",
+    "i.key, i.mail, i.external, i.queued, m.seq, m.accepted_ms",
     "m.body",
-    "from instances as i join inbox as m on m.key = i.key "
-    "where i.owner = :node and i.due_ms <= :now order by i.due_ms, i.key, m.seq",
+    "from instances as i left join inbox as m on m.key = i.key and m.queue is null "
+    "where i.owner = :node and i.due_ms <= :now "
+    "and exists (select 1 from inbox where inbox.key = i.key) order by i.due_ms, i.key, m.seq",
 )
 
 
@@ -59,7 +63,7 @@ def survey(
     activity_names: frozenset[str],
     now: int,
 ) -> Survey:
-    has_mail, due_ms, activities = connection.execute(
+    has_mail, due_ms, activities_due_ms = connection.execute(
         _SURVEY,
         {
             "node": node_id,
@@ -69,16 +73,22 @@ def survey(
         },
     ).get
     mail = _mail(connection, node_id, now) if has_mail else ()
-    return Survey(mail, due_ms, bool(activities))
+    return Survey(mail, due_ms, activities_due_ms)
 
 
 def _mail(connection: apsw.Connection, node_id: str, now: int) -> tuple[Mail, ...]:
-    counters: dict[int, tuple[int, int]] = {}
+    counters: dict[int, tuple[int, int, int]] = {}
     messages: dict[int, list[Message]] = {}
-    for key, mail, external, *message in _MAIL.rows(connection, {"node": node_id, "now": now}):
-        counters[key] = mail, external
-        messages.setdefault(key, []).append(Message(*message))
-    return tuple(Mail(key, *counters[key], tuple(found)) for key, found in messages.items())
+    for row in _MAIL.rows(connection, {"node": node_id, "now": now}):
+        key, mail, external, queued, seq, accepted_ms, body = row
+        counters[key] = mail, external, queued
+        found = messages.setdefault(key, [])
+        if seq is not None:
+            found.append(Message(seq, accepted_ms, body))
+    return tuple(
+        Mail(key, *counters[key][:2], tuple(found), counters[key][2])
+        for key, found in messages.items()
+    )
 
 
 _LOST = """
@@ -124,10 +134,17 @@ _UNRUNNABLE = _instances(
 _BY_ID = _instances(
     f"from json_each(?) as wanted join instances as i on i.instance_id = wanted.value {_JOIN}"
 )
-_CHILDREN = _instances(
-    f"from instances as i {_JOIN} "
-    "where i.parent_instance = ? and i.parent_incarnation = ? order by i.key"
+TREE = """
+with recursive tree (key) as (
+    select key from instances where instance_id = ?
+    union
+    select child.key from tree
+    join instances as parent on parent.key = tree.key
+    join instances as child on child.parent_instance = parent.instance_id
+        and child.parent_incarnation = parent.incarnation
 )
+select key from tree"""
+_TREE = _instances(f"from instances as i {_JOIN} where i.key in ({TREE}) order by i.key")
 
 
 def unrunnable(
@@ -147,22 +164,26 @@ def get_instances(
     return {row.instance_id: row for row in _rows(connection, _BY_ID, (asked,))}
 
 
-def list_children(
-    connection: apsw.Connection, instance_id: str, incarnation: str
-) -> list[InstanceRow]:
-    return _rows(connection, _CHILDREN, (instance_id, incarnation))
+def list_tree(connection: apsw.Connection, instance_id: str) -> list[InstanceRow]:
+    return _rows(connection, _TREE, (instance_id,))
 
 
 _CONDITIONS = {
     "status": "i.status = :status",
     "name": "i.name = :name",
     "id_prefix": "substr(i.instance_id, 1, length(:id_prefix)) = :id_prefix",
+    "version": "i.version = :version",
+    "parent": "i.parent_instance = :parent",
     "blocked": "(i.blocked is not null) = :blocked",
+    "created_after_ms": "i.created_ms > :created_after_ms",
+    "created_before_ms": "i.created_ms < :created_before_ms",
+    "finished_after_ms": "i.finished_ms > :finished_after_ms",
+    "finished_before_ms": "i.finished_ms < :finished_before_ms",
 }
 
 
 def list_instances(
-    connection: apsw.Connection, wanted: InstanceFilter, after: int, limit: int
+    connection: apsw.Connection, wanted: RowFilter, after: int, limit: int
 ) -> list[InstanceRow]:
     given: dict[str, Any] = {
         field: value for field, value in msgspec.structs.asdict(wanted).items() if value is not None
@@ -184,6 +205,62 @@ def count_instances(connection: apsw.Connection) -> dict[str, int]:
         ).get
     )
     return counts
+
+
+def count_blocked(connection: apsw.Connection) -> dict[str, int]:
+    counts: dict[str, int] = msgspec.json.decode(
+        connection.execute(
+            "select json_group_object(blocked, n) from (select blocked, count(*) as n "
+            "from instances where blocked is not null group by blocked)"
+        ).get
+    )
+    return counts
+
+
+_DEPTHS = """
+select
+    (select count(*) from instances where owner is null and due_ms <= :now),
+    (select count(*) from inbox where queue is null),
+    (select count(*) from inbox where queue is not null),
+    (select count(*) from timers),
+    (
+        select json_group_object(name, json_array(waiting, later, running)) from (
+            select name,
+                sum(owner is null and due_ms <= :now) as waiting,
+                sum(owner is null and due_ms > :now) as later,
+                sum(owner is not null) as running
+            from activities group by name
+        )
+    )
+"""
+
+
+def depths(connection: apsw.Connection, now: int) -> Depths:
+    row: Any = connection.execute(_DEPTHS, {"now": now}).get
+    by_name = msgspec.json.decode(row[4], type=dict[str, tuple[int, int, int]])
+    return Depths(*[*row[:4], by_name])
+
+
+_ITEMS = query(
+    "m.seq, m.accepted_ms",
+    "m.body",
+    "from inbox as m where m.key = ? and m.queue = ? and m.seq > ? order by m.seq limit ?",
+)
+_ACTIVITIES = query(
+    "a.execution_id, a.event_id, a.name, a.owner, a.attempt, a.due_ms",
+    "a.error",
+    "from activities as a where a.key = ? order by a.execution_id, a.event_id",
+)
+
+
+def queue_items(
+    connection: apsw.Connection, key: int, queue: str, after: int, limit: int
+) -> list[Message]:
+    return [Message(*row) for row in _ITEMS.rows(connection, (key, queue, after, limit))]
+
+
+def list_activities(connection: apsw.Connection, key: int) -> list[ActivityRow]:
+    return [ActivityRow(*row) for row in _ACTIVITIES.rows(connection, (key,))]
 
 
 _EXECUTION_COLUMNS = "e.execution_id, e.version, e.status, e.started_ms, e.ended_ms"

@@ -112,7 +112,30 @@ create table nodes (
 ) strict, without rowid;
 """
 
-MIGRATIONS = (_VERSION_1,)
+_VERSION_2 = """
+alter table instances add column queued integer not null default 0;
+create index instances_blocked on instances (blocked) where blocked is not null;
+
+alter table inbox add column queue text;
+drop index inbox_key;
+create index inbox_key on inbox (key, queue);
+
+alter table activities rename column queued_ms to due_ms;
+alter table activities add column claims integer not null default 0;
+alter table activities add column options blob;
+alter table activities add column error blob;
+update activities set claims = attempt;
+
+create table event_ids (
+    key integer not null,
+    event_id text not null,
+    number integer not null,
+    primary key (key, event_id)
+) strict, without rowid;
+create index event_ids_number on event_ids (key, number);
+"""
+
+MIGRATIONS = (_VERSION_1, _VERSION_2)
 """Migration n takes a store from version n (counted from 0) to n + 1."""
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import apsw
 
+from perdure.providers.contract import EVENT_IDS_KEPT
 from perdure.providers.sqlite.packing import HEX_INSTANCE
 
 COLUMNS = (*("op", "kind", "key", "execution_id", "n"), *"abcdefghi", "now")
@@ -40,6 +41,8 @@ RELEASE_ACTIVITY = 15
 RELEASE_INSTANCE = 16
 NOTE_BLOCKED = 17
 PRUNE = 18
+ENQUEUE = 19
+RETRY_ACTIVITY = 20
 
 _ACCEPTED = "not exists (select 1 from notes where op = new.op and sub = -1)"
 _ITEM = "key = new.key and execution_id = new.execution_id and event_id = new.n"
@@ -77,8 +80,9 @@ insert into history (key, execution_id, event_id, data)
 insert into history (key, execution_id, event_id, data)
     select new.key, new.execution_id, new.n + 1, new.d where new.d is not null and {_ACCEPTED};
 insert into activities
-    (key, execution_id, event_id, name, input, owner, attempt, queued_ms)
-    select new.key, new.execution_id, new.f, new.g, new.h, new.i, new.i is not null, new.now
+    (key, execution_id, event_id, name, input, owner, attempt, claims, due_ms)
+    select new.key, new.execution_id, new.f, new.g, new.h, new.i,
+        new.i is not null, new.i is not null, new.now
     where new.f is not null and {_ACCEPTED};
 """,
     # n event id, a data
@@ -92,11 +96,12 @@ insert into history (key, execution_id, event_id, data)
     ACTIVITY_GONE: f"delete from activities where {_ITEM};",
     # n event id
     TIMER_GONE: f"delete from timers where {_ITEM};",
-    # n event id, a name, b input, c owner
+    # n event id, a name, b input, c owner, d options
     ACTIVITY: """
 insert into activities
-    (key, execution_id, event_id, name, input, owner, attempt, queued_ms)
-    values (new.key, new.execution_id, new.n, new.a, new.b, new.c, new.c is not null, new.now);
+    (key, execution_id, event_id, name, input, owner, attempt, claims, due_ms, options)
+    values (new.key, new.execution_id, new.n, new.a, new.b, new.c,
+        new.c is not null, new.c is not null, new.now, new.d);
 """,
     # n event id, a fire_at_ms
     TIMER: """
@@ -153,6 +158,38 @@ update instances
     set mail = mail + 1, external = external + new.d, due_ms = {_DUE_NOW}
     where key = (select value from notes where op = new.op and sub = new.n and what = 'sent');
 """,
+    # n sub, a instance id, b incarnation, c body, d external, e sub of the start that this depends
+    # on, f queue, g event id, h what that start must have noted ("started" or "taken")
+    ENQUEUE: f"""
+insert into notes (op, sub, what, value)
+    select new.op, new.n, case
+        when key is null then 'missing'
+        when finished_ms is not null then status
+        when exists (
+            select 1 from event_ids where event_ids.key = found.key and event_id = new.g
+        ) then 'duplicate'
+        else 'sent' end, key
+    from (select 1) left join (select key, finished_ms, status from instances
+        where instance_id = new.a and (new.b is null or incarnation = new.b)) as found
+    where new.e is null
+        or exists (select 1 from notes where op = new.op and sub = new.e and what = new.h);
+insert into event_ids (key, event_id, number)
+    select value, new.g,
+        1 + coalesce((select max(number) from event_ids where event_ids.key = value), 0)
+    from notes where op = new.op and sub = new.n and what = 'sent' and new.g is not null;
+delete from event_ids
+    where new.g is not null and (key, number) in (
+        select value, (select max(number) from event_ids where key = value) - {EVENT_IDS_KEPT}
+        from notes where op = new.op and sub = new.n and what = 'sent'
+    );
+insert into inbox (key, accepted_ms, body, queue)
+    select value, new.now, new.c, new.f from notes
+    where op = new.op and sub = new.n and what = 'sent';
+update instances
+    set mail = mail + 1, external = external + new.d, queued = queued + (new.f is not null),
+        due_ms = {_DUE_NOW}
+    where key = (select value from notes where op = new.op and sub = new.n and what = 'sent');
+""",
     # a version, b settle, c set_due, d due_ms, e mail_seen, f release
     STATE: """
 update executions set version = new.a, status = 'running'
@@ -179,6 +216,7 @@ insert into notes (op, sub, what, value)
     select new.op, -2, 'dropped', count(*) from inbox
     where key = new.key and new.d is not null having count(*) > 0;
 delete from inbox where key = new.key and new.d is not null;
+delete from event_ids where key = new.key and new.d is not null;
 update instances
     set status = new.d, finished_ms = new.now, owner = null, token = null, due_ms = null
     where key = new.key and new.d is not null;
@@ -207,7 +245,14 @@ delete from activities where {_CLAIMED};
     RELEASE_ACTIVITY: f"""
 insert into notes (op, sub, what)
     select new.op, -1, 'stale' where not exists (select 1 from activities where {_CLAIMED});
-update activities set owner = null, attempt = attempt - 1 where {_CLAIMED};
+update activities set owner = null, attempt = attempt - 1, claims = max(claims - 1, 0)
+    where {_CLAIMED};
+""",
+    # n event id, a owner, b attempt, c due_ms, d error
+    RETRY_ACTIVITY: f"""
+insert into notes (op, sub, what)
+    select new.op, -1, 'stale' where not exists (select 1 from activities where {_CLAIMED});
+update activities set owner = null, claims = 0, due_ms = new.c, error = new.d where {_CLAIMED};
 """,
     # a token, b mail_seen, c due_ms, d charge, e blocked, f detail, g hold_ms
     RELEASE_INSTANCE: """

@@ -12,7 +12,7 @@ import msgspec
 
 from perdure.errors import ProviderError
 from perdure.providers.contract import ClaimActivities, ClaimInstances, Operation, Outcome
-from perdure.providers.sqlite import registry, triggers
+from perdure.providers.sqlite import lives, registry, triggers
 from perdure.providers.sqlite.batches import (
     ROWS_MAX,
     WIDTH,
@@ -116,8 +116,11 @@ class Writer:
             results = outcomes(batch, ())
         else:
             self._connection.execute("begin immediate")
+            early = lives.write(self._connection, ordered)
             self._insert(values)
             results = outcomes(batch, () if quiet else self._take_notes())
+            for place, outcome in early.items():
+                results[place] = outcome
             self._claim(ordered, results, now)
             for node_id in renewals:
                 registry.renew(self._connection, node_id, now + self._leases[node_id])
@@ -159,7 +162,7 @@ class Writer:
                 case ClaimInstances():
                     results[place] = claim_instances(self._connection, operation, now)
                 case ClaimActivities():
-                    results[place] = claim_activities(self._connection, operation)
+                    results[place] = claim_activities(self._connection, operation, now)
                 case _:
                     pass
 

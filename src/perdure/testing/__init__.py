@@ -1,0 +1,1 @@
+"""What helps others to test what they build on Perdure."""
