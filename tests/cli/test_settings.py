@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from perdure import Client
 from perdure.cli.outcome import Refusal
-from perdure.cli.settings import find_store, store_to_look_at, store_to_run_on
+from perdure.cli.settings import find_store, store_to_look_at, store_to_run_on, store_to_write_to
 
 PROJECT = '[tool.perdure]\nstore = "sqlite:///project.db"\n'
 
@@ -69,11 +71,19 @@ def test_looking_has_no_default(folder: Path) -> None:
     assert refused.value.code == 2
 
 
-def test_looking_creates_no_store(folder: Path) -> None:
+@pytest.mark.parametrize("url", ["sqlite:///missing.db", "file:///missing", "file:///."])
+def test_looking_creates_no_store(folder: Path, url: str) -> None:
     with pytest.raises(Refusal, match="there is no store") as refused:
-        store_to_look_at("sqlite:///missing.db")
+        store_to_look_at(url)
     assert refused.value.code == 8
     assert list(folder.iterdir()) == []
+
+
+def test_what_is_imported_may_make_a_store_that_outlives_the_command() -> None:
+    assert store_to_write_to("sqlite:///missing.db") == "sqlite:///missing.db"
+    for given, why in ((None, "no store given"), ("memory://", "its own process")):
+        with pytest.raises(Refusal, match=why):
+            store_to_write_to(given)
 
 
 def test_there_is_no_looking_into_another_process() -> None:
@@ -87,3 +97,12 @@ def test_a_store_that_is_there_can_be_looked_at(folder: Path) -> None:
     assert store_to_look_at("sqlite:///there.db") == "sqlite:///there.db"
     absolute = f"sqlite:///{folder}/there.db"
     assert store_to_look_at(absolute) == absolute
+
+
+def test_a_folder_that_is_a_store_can_be_looked_at(folder: Path) -> None:
+    async def use() -> None:
+        async with Client("file:///jobs"):
+            pass
+
+    asyncio.run(use())
+    assert store_to_look_at("file:///jobs") == "file:///jobs"

@@ -332,12 +332,15 @@ def test_prune_without_options_says_first_what_stays(terminal: None) -> None:
     assert len(document("executions", "c1")["executions"]) == 3
 
 
-@pytest.mark.parametrize("age", ["", "30", "d", "-1d", "1y", "1.5d", "9999999d"])
+@pytest.mark.parametrize("age", ["", "30", "d", "-1d", "1y", "1.5d", "99999d", "9999999999s"])
 def test_an_age_is_a_number_and_a_unit(age: str) -> None:
-    ended = perdure_("prune", "--all", "--completed-before", age, "--yes")
-
-    assert ended.exit_code == 2
-    assert "30d" in ended.stderr
+    for command in (
+        ("prune", "--all", "--yes", "--completed-before"),
+        ("list", "--finished-before"),
+    ):
+        ended = perdure_(*command, age)
+        assert ended.exit_code == 2
+        assert "30d" in ended.stderr
 
 
 # Moving

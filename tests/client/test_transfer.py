@@ -45,6 +45,7 @@ from perdure.providers.contract import (
     SendMessage,
     Sent,
 )
+from perdure.providers.filesystem import FilesystemProvider
 from perdure.providers.memory.provider import MemoryProvider
 from perdure.providers.memory.store import MemoryStore
 from perdure.providers.sqlite.provider import SqliteProvider
@@ -117,6 +118,8 @@ COURIER = "s::sub::2.12"
 def opened(kind: str, folder: Path, name: str) -> Provider:
     if kind == "sqlite":
         return SqliteProvider(folder / f"{name}.db")
+    if kind == "filesystem":
+        return FilesystemProvider(folder / name)
     return MemoryProvider(MemoryStore(lambda: time.time_ns() // 1_000_000))
 
 
@@ -168,8 +171,8 @@ RESULT = {
 # From one store to another
 
 
-@pytest.mark.parametrize("source", ["memory", "sqlite"])
-@pytest.mark.parametrize("target", ["memory", "sqlite"])
+@pytest.mark.parametrize("source", ["memory", "sqlite", "filesystem"])
+@pytest.mark.parametrize("target", ["memory", "sqlite", "filesystem"])
 async def test_an_instance_goes_on_in_another_store(
     tmp_path: Path, source: str, target: str
 ) -> None:

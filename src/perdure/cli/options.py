@@ -16,6 +16,7 @@ from perdure.providers.contract import Status
 Command = Callable[..., None]
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+AGE_MAX = timedelta(days=36_500)
 
 
 def age_option(name: str, help: str) -> Callable[[Command], Command]:
@@ -26,12 +27,13 @@ def age_option(name: str, help: str) -> Callable[[Command], Command]:
 def _age(ctx: click.Context, param: click.Parameter, text: str | None) -> timedelta | None:
     if text is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
-    if found is None:
+    found = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
+    age = timedelta(**{UNITS[found[2]]: int(found[1])}) if found else AGE_MAX
+    if age >= AGE_MAX:
         raise click.BadParameter(
-            f"{text!r} is not a number with a unit, such as 90s, 15m, 12h, 30d, 4w"
+            f"{text!r} is not a number with a unit below a century, such as 90s, 15m, 12h, 30d, 4w"
         )
-    return timedelta(**{UNITS[found[2]]: int(found[1])})
+    return age
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,11 @@ class Wanted:
 def filter_options(command: Command) -> Command:
     """Give a command the options of `Wanted`, which it gets as its parameter `wanted`."""
 
-    @functools.wraps(command)
-    def collected(**options: Any) -> None:
+    def collect(**options: Any) -> None:
         wanted = Wanted(**{field.name: options.pop(field.name) for field in fields(Wanted)})
         command(wanted=wanted, **options)
 
+    collected: Command = functools.update_wrapper(collect, command)
     for option in reversed(_FILTERS):
         collected = option(collected)
     return collected

@@ -11,6 +11,7 @@ import msgspec
 from perdure.cli.outcome import NO_STORE, USAGE, Refusal
 
 SQLITE = "sqlite:///"
+FOLDER = "file:///"
 
 
 def find_store(given: str | None) -> str | None:
@@ -22,7 +23,10 @@ def find_store(given: str | None) -> str | None:
 def store_to_look_at(given: str | None) -> str:
     """The URL of a store that is there already: looking at a store must not create one."""
     url = store_to_write_to(given)
-    if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).is_file():
+    place = Path(url.partition(":///")[2])
+    journal = place / ".perdure" / "journal"
+    missing = url.startswith(SQLITE) and not place.is_file()
+    if missing or (url.startswith(FOLDER) and not journal.is_file()):
         raise Refusal(NO_STORE, f"there is no store at {url}", "check --store; nothing was created")
     return url
 

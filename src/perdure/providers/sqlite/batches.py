@@ -21,6 +21,7 @@ from perdure.providers.contract import (
     Done,
     Ended,
     ImportInstances,
+    NextExecution,
     NoteBlocked,
     NotFound,
     Operation,
@@ -174,6 +175,10 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int, sub: int = 0) 
         values += (*_NONE[8], now)
     if turn.starts or turn.sends:
         _carried(values, op, turn, now, sub)
+    ending = turn.ending
+    if turn.next is not None and ending is not None and ending.output is ending.error is None:
+        _renew(values, op, turn, turn.next, now)
+        return
     if turn.settle or turn.set_due or turn.release or turn.version is not None:
         values += (op, kind.STATE, key, execution, None, turn.version, turn.settle)
         values += (turn.set_due, turn.due_ms, turn.mail_seen, turn.release, *_NONE[3], now)
@@ -181,6 +186,18 @@ def _turn(values: list[Any], op: int, turn: CommitTurn, now: int, sub: int = 0) 
         _ending(values, op, turn, now)
     if turn.retention is not None:
         _prune(values, op, turn.key, None, turn.retention, now)
+
+
+def _renew(values: list[Any], op: int, turn: CommitTurn, new: NextExecution, now: int) -> None:
+    values += (op, kind.RENEW, turn.key, new.execution_id, turn.execution_id, new.version)
+    values += (new.input, new.started, turn.version, turn.settle, turn.set_due, turn.due_ms)
+    values += (turn.mail_seen, turn.release, now)
+    kept = turn.retention
+    if kept is not None and kept.completed_before_ms is None:
+        newest = new.execution_id - kept.keep_last
+        values += (op, kind.PRUNE_OLDER, turn.key, None, None, None, newest, *_NONE[7], now)
+    elif kept is not None:
+        _prune(values, op, turn.key, None, kept, now)
 
 
 def _carried(values: list[Any], op: int, turn: CommitTurn, now: int, base: int) -> None:

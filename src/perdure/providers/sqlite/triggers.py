@@ -43,6 +43,8 @@ NOTE_BLOCKED = 17
 PRUNE = 18
 ENQUEUE = 19
 RETRY_ACTIVITY = 20
+RENEW = 21
+PRUNE_OLDER = 22
 
 _ACCEPTED = "not exists (select 1 from notes where op = new.op and sub = -1)"
 _ITEM = "key = new.key and execution_id = new.execution_id and event_id = new.n"
@@ -230,6 +232,35 @@ insert into history (key, execution_id, event_id, data)
 update instances
     set execution_id = new.execution_id, version = new.a, status = 'running'
     where key = new.key;
+""",
+    # STATE, ENDING and NEXT in one, for an execution that continues as new: n it, execution_id the
+    # new one, a version, b input, c first event, d version of the old one if this is its first
+    # turn, e settle, f set_due, g due_ms, h mail_seen, i release
+    RENEW: """
+update executions
+    set version = coalesce(new.d, version), status = 'continued_as_new', ended_ms = new.now
+    where key = new.key and execution_id = new.n;
+delete from activities where key = new.key and execution_id = new.n;
+delete from timers where key = new.key and execution_id = new.n;
+insert into executions (key, execution_id, version, status, input, started_ms)
+    values (new.key, new.execution_id, new.a, 'running', new.b, new.now);
+insert into history (key, execution_id, event_id, data)
+    values (new.key, new.execution_id, 1, new.c);
+update instances
+    set execution_id = new.execution_id, version = new.a, status = 'running',
+        attempt = iif(new.e, 0, attempt),
+        blocked = iif(new.e, null, blocked),
+        blocked_detail = iif(new.e, null, blocked_detail),
+        hold_ms = iif(new.e, null, hold_ms),
+        due_ms = iif(new.f and mail = new.h, new.g, due_ms),
+        owner = iif(new.i, null, owner),
+        token = iif(new.i, null, token)
+    where key = new.key;
+""",
+    # b the newest of the executions that go; all of them have ended
+    PRUNE_OLDER: """
+delete from history where key = new.key and execution_id <= new.b;
+delete from executions where key = new.key and execution_id <= new.b;
 """,
     # n event id, a owner, b attempt, c body
     COMPLETE_ACTIVITY: f"""
