@@ -311,6 +311,17 @@ def test_what_runs_and_what_is_a_child_is_not_deleted_which_is_4() -> None:
     assert document("delete", "p::sub::2", "p", "--yes", "--force")["deleted"] == 2
 
 
+def test_an_error_in_the_middle_tells_what_is_gone_already() -> None:
+    ended = perdure_("delete", "c1", "w", "c2", "--yes")
+
+    note, error = ended.stderr.splitlines()
+    assert ended.exit_code == 4
+    assert "1 instance went before" in note
+    assert "'w' cannot be deleted while it runs" in error
+    assert "c1" not in ids()
+    assert "c2" in ids()
+
+
 def test_prune_removes_old_executions_only(terminal: None) -> None:
     pruned = perdure_("prune", "c1", "--keep-last", "2", input="y\n")
     assert "Prune the executions of 1 instance in" in pruned.stderr
@@ -349,7 +360,7 @@ def test_an_age_is_a_number_and_a_unit(age: str) -> None:
 def test_an_export_is_imported_elsewhere(folder: Path) -> None:
     written = perdure_("export", "p", "c1", "-o", "both.jsonl")
     assert (written.exit_code, written.stdout) == (0, "")
-    printed = perdure_("export", "p", "c1")
+    printed = perdure_("export", "p", "c1", "p::sub::2", "p")
     assert printed.stdout_bytes == (folder / "both.jsonl").read_bytes()
 
     there = perdure_("import", "both.jsonl", "--store", "sqlite:///other.db")

@@ -19,6 +19,8 @@ from perdure import (
     OrchestrationHandle,
     PruneOptions,
     PruneResult,
+    QueuedEvent,
+    RetryPolicy,
     Runtime,
     Wait,
     activity,
@@ -38,6 +40,19 @@ async def charge(order: str, amount: int = 1) -> str:
 @activity(name="send-mail", raises=[Declined])
 def send_mail(address: str) -> bool:
     return bool(address)
+
+
+@activity(retry=RetryPolicy(max_attempts=3, non_retryable=[Declined]), timeout=timedelta(minutes=1))
+async def retried(number: int) -> str:
+    return str(number)
+
+
+@orchestration
+async def takes_events(ctx: OrchestrationContext) -> int:
+    assert_type(await retried(1), str)
+    assert_type(await retried.options(timeout=5, retry=RetryPolicy())(2), str)
+    assert_type(await ctx.dequeue_event("untyped"), Any)
+    return assert_type(await ctx.dequeue_event("numbers", int), int)
 
 
 @orchestration
@@ -104,7 +119,10 @@ async def bound(address: str) -> bool:
 
 async def client_calls(url: str) -> None:
     async with Client(url) as client:
-        handle = await client.start_orchestration(with_context, "o-1", instance_id="a")
+        handle = await client.start_orchestration(
+            with_context, "o-1", instance_id="a", events=[QueuedEvent("q", 1)]
+        )
+        assert_type(await client.enqueue_event("a", "q", {"any": 1}, event_id="x"), bool)
         assert_type(handle, OrchestrationHandle[str])
         assert_type(await handle.result(), str | None)
         assert_type(await handle.final_result(timeout=5), str)

@@ -269,5 +269,20 @@ async def _recorded(client: Client, instance_id: str, execution: int | None) -> 
     return lines
 
 
+async def outermost(client: Client, instance_ids: Sequence[str]) -> tuple[list[str], set[str]]:
+    """The ids without those that go with another of them, and the ids of all that go with them.
+
+    Raises InstanceNotFound.
+    """
+    trees = [await client.get_instance_tree(one) for one in dict.fromkeys(instance_ids)]
+    below = set[str]().union(*(_ids(child) for tree in trees for child in tree.children))
+    roots = [tree.instance.instance_id for tree in trees]
+    return [one for one in roots if one not in below], below.union(roots)
+
+
+def _ids(tree: InstanceTree) -> set[str]:
+    return {tree.instance.instance_id}.union(*map(_ids, tree.children))
+
+
 async def _numbers(client: Client) -> tuple[Metrics, QueueDepths]:
     return await client.get_metrics(), await client.get_queue_depths()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from perdure.cli.looking import outermost
 from perdure.cli.outcome import UNEXPECTED, Refusal
 from perdure.cli.settings import store_to_look_at, store_to_write_to
 from perdure.cli.tables import print_json
@@ -39,7 +40,7 @@ def import_instances(store: str | None, lines: Iterable[bytes], as_json: bool) -
 async def _export(url: str, instance_ids: tuple[str, ...]) -> list[bytes]:
     async with Client(url) as client:
         found: list[bytes] = []
-        for instance_id in dict.fromkeys(instance_ids):
+        for instance_id in (await outermost(client, instance_ids))[0]:
             found += await client.export_instance(instance_id)
         return found
 

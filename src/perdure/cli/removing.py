@@ -10,13 +10,14 @@ from datetime import timedelta
 
 import click
 
-from perdure.cli.looking import filter_of
+from perdure.cli.looking import filter_of, outermost
 from perdure.cli.options import Wanted
 from perdure.cli.outcome import INTERRUPTED, USAGE, Refusal
 from perdure.cli.settings import store_to_look_at
 from perdure.cli.tables import print_json
 from perdure.client.client import Client
-from perdure.client.models import InstanceTree, PruneResult
+from perdure.client.models import PruneResult
+from perdure.errors import PerdureError
 from perdure.retention import PruneOptions
 
 PAGE = 1_000
@@ -117,14 +118,23 @@ async def _prune(
 async def _delete(url: str, chosen: Chosen, force: bool, confirm: Callable[[int], None]) -> int:
     async with Client(url) as client:
         if chosen.instance_ids:
-            trees = [await client.get_instance_tree(one) for one in chosen.instance_ids]
-            confirm(len(set[str]().union(*map(_ids, trees))))
-            # One that is named beside its parent goes with it.
-            below = set[str]().union(*(_ids(child) for tree in trees for child in tree.children))
-            roots = [one for one in dict.fromkeys(chosen.instance_ids) if one not in below]
-            return sum([await client.delete_instance(one, force) for one in roots])
+            roots, going = await outermost(client, chosen.instance_ids)
+            confirm(len(going))
+            return await _delete_each(client, roots, force)
         confirm(await _count(client, chosen.wanted))
         return await client.delete_instances_bulk(filter_of(chosen.wanted), force)
+
+
+async def _delete_each(client: Client, instance_ids: list[str], force: bool) -> int:
+    deleted = 0
+    for instance_id in instance_ids:
+        try:
+            deleted += await client.delete_instance(instance_id, force)
+        except PerdureError:
+            if deleted:
+                click.echo(f"perdure: {_instances(deleted)} went before this error:", err=True)
+            raise
+    return deleted
 
 
 async def _count(client: Client, wanted: Wanted) -> int:
@@ -136,10 +146,6 @@ async def _count(client: Client, wanted: Wanted) -> int:
         cursor = page.cursor
         if cursor is None:
             return number
-
-
-def _ids(tree: InstanceTree) -> set[str]:
-    return {tree.instance.instance_id}.union(*map(_ids, tree.children))
 
 
 def _instances(number: int) -> str:
