@@ -16,7 +16,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from perdure import Options, OrchestrationContext, Runtime, activity, orchestration
+from perdure import (
+    Options,
+    OrchestrationContext,
+    PruneOptions,
+    Runtime,
+    activity,
+    orchestration,
+)
 from perdure.providers.contract import CommitTurn, Operation, Outcome
 from perdure.providers.urls import open_provider
 
@@ -40,7 +47,7 @@ async def fan(ctx: OrchestrationContext, n: int) -> int:
     return len(await asyncio.gather(*(ctx.schedule_activity(act, {"i": i}) for i in range(n))))
 
 
-@orchestration
+@orchestration(retention=PruneOptions(keep_last=3))
 async def generations(ctx: OrchestrationContext, left: int) -> str:
     if left:
         return await ctx.continue_as_new(left - 1)
@@ -160,7 +167,7 @@ async def fan_out(folder: Path, n: int = 1_000) -> dict[str, Any]:
 
 
 async def continue_as_new(folder: Path, n: int = 1_000) -> dict[str, Any]:
-    """One instance that continues as new n times."""
+    """One instance that continues as new n times and is pruned to three executions."""
     runtime, _ = hosting(folder)
     async with runtime:
         began = time.perf_counter()

@@ -171,6 +171,7 @@ RESULT = {
 # From one store to another
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["memory", "sqlite", "filesystem"])
 @pytest.mark.parametrize("target", ["memory", "sqlite", "filesystem"])
 async def test_an_instance_goes_on_in_another_store(
@@ -196,6 +197,7 @@ async def test_an_instance_goes_on_in_another_store(
         assert await finish(runtime) == RESULT
 
 
+@pytest.mark.slow
 async def test_a_file_in_sqlite_goes_on_after_the_import(tmp_path: Path) -> None:
     async with Runtime(opened("sqlite", tmp_path, "a"), SOURCE) as runtime:
         lines = await shipment(runtime.client)

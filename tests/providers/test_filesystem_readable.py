@@ -48,7 +48,7 @@ async def expected(provider: Provider) -> dict[str, bytes]:
     found = {}
     for instance in await provider.list_instances(RowFilter(), limit=10_000):
         for execution in await provider.list_executions(instance.instance_id):
-            history = await provider.read_history(instance.instance_id, execution.execution_id)
+            (history,) = await provider.histories([(instance.key, execution.execution_id)])
             if history:
                 name = f"{folder_name(instance.instance_id)}/{execution.execution_id}.jsonl"
                 found[name] = b"".join(event + b"\n" for event in history)

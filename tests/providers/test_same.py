@@ -427,14 +427,13 @@ def opening(instance_id: str) -> Made:
     return make
 
 
-async def compare(data: st.DataObject, kind: str, folder: Path) -> None:
-    memory, _ = sides = [Side("memory", folder), Side(kind, folder)]
+async def compare(data: st.DataObject, folder: Path) -> None:
+    memory, _ = sides = [Side(kind, folder) for kind in ("memory", "sqlite")]
     for side in sides:
         side.provider = await side.world.open()
         for node in ("n-1", "n-2"):
             await side.provider.register_node(node, 10**9)
-    if kind == "sqlite":
-        memory.take_keys_out()
+    memory.take_keys_out()
     makers: list[Made] = [opening(instance_id) for instance_id in ("a", "b", "c")]
     try:
         for _ in range(data.draw(st.integers(2, 12))):
@@ -475,11 +474,10 @@ async def snapshots(provider: Provider) -> list[Snapshot]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sqlite", "filesystem"])
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_random_batches_have_the_same_outcomes_and_leave_the_same_rows(
-    kind: str, data: st.DataObject
+    data: st.DataObject,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(compare(data, kind, Path(folder)))
+        asyncio.run(compare(data, Path(folder)))

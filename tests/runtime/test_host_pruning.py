@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import apsw
 import pytest
 from kit import World
 
@@ -112,3 +114,21 @@ def test_options_that_mean_nothing_are_refused(
 def test_a_policy_has_no_date_that_would_pass() -> None:
     with pytest.raises(ValueError, match="timedelta"):
         orchestration(retention=PruneOptions(completed_before=datetime.now(UTC)))
+
+
+async def test_a_policy_keeps_the_file_flat(sqlite: World) -> None:
+    async with sqlite.runtime(kept) as runtime:
+        client = runtime.client
+        pages = []
+        for number in range(3):
+            handle = await client.start_orchestration(kept, 400, instance_id=f"k{number}")
+            await handle.final_result()
+            assert len(await executions(client, f"k{number}")) == 3
+            pages.append(page_count(sqlite))
+
+        assert max(pages) - min(pages) <= 2
+
+
+def page_count(world: World) -> int:
+    with contextlib.closing(apsw.Connection(str(world.path))) as connection:
+        return int(connection.execute("pragma page_count").get)

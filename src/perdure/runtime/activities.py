@@ -429,12 +429,9 @@ class Activities:
         )
 
     async def tell_lost(self) -> None:
-        """Tell the activities whose claims are gone: withdrawn by an instance on another node."""
-        ids = [
-            running.id
-            for running in self._running.values()
-            if self._node.residents.get(running.key) is None
-        ]
+        """Tell the activities whose claims are gone: withdrawn by an instance on another node, or
+        deleted with theirs."""
+        ids = list(self._running)
         if ids:
             for id in await self._node.provider.lost_activities(self._node.node_id, ids):
                 self._tell(id)
