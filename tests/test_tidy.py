@@ -27,7 +27,7 @@ BROAD_ALLOWED = {
     "core/loop.py": "a callback may raise anything; like asyncio, the loop reports it and goes on",
     "core/unwinding.py": "what user code raises while it is thrown away must not be seen",
     "providers/committer.py": "a value that a store refuses must not take its neighbours along",
-    "providers/sqlite/worker.py": "an error in the thread goes to whoever waits for its work",
+    "providers/worker.py": "an error in the thread goes to whoever waits for its work",
     "runtime/attempts.py": "an activity may raise anything; it fails with it",
     "runtime/intake.py": "a node that takes nothing in any more would look alive and do nothing",
     "runtime/threads.py": "what a call in a thread raises goes to whoever waits for it",

@@ -98,7 +98,7 @@ class Upkeep(Connection):
         async for rows in self._pages(wanted):
             doomed = [row for row in rows if force or row.status in TERMINAL]
             deleted = await self._write_all(
-                [DeleteInstance(row.instance_id, force) for row in doomed]
+                [DeleteInstance(row.instance_id, force, row.incarnation) for row in doomed]
             )
             gone = sum(one.instances for one in deleted if isinstance(one, Deleted))
             if gone:

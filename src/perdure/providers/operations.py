@@ -242,12 +242,14 @@ class PruneExecutions(Value, frozen=True):
 class DeleteInstance(Value, frozen=True):
     """Delete an instance with all its children and theirs: every row of them, or nothing.
 
-    force: also while one of them is not terminal. Outcome: Deleted; NotFound; Undeletable with
+    force: also while one of them is not terminal. incarnation: only if it is this one that has the
+    id (None: whichever has it). Outcome: Deleted; NotFound; Undeletable with
     reason "child" (its parent exists) or "running" (one that is not terminal; without force).
     """
 
     instance_id: str
     force: bool = False
+    incarnation: str | None = None
 
 
 Capabilities = frozenset[tuple[str, str]]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from perdure.errors import ProviderError
+from perdure.providers.clock import wall_ms
 from perdure.providers.contract import Provider
 from perdure.providers.filesystem import FilesystemProvider
 from perdure.providers.memory import MemoryProvider, MemoryStore
 from perdure.providers.sqlite import SqliteProvider
-from perdure.providers.sqlite.provider import wall_ms
 
 _FORMS = (
     "sqlite:///relative.db, sqlite:////absolute.db, file:///relative, file:////absolute, "

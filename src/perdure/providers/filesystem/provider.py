@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from perdure.providers.clock import wall_ms
 from perdure.providers.contract import Capabilities, Mail, Operation, Outcome, Survey
 from perdure.providers.filesystem.store import FilesystemStore
 from perdure.providers.memory.provider import MemoryProvider
 from perdure.providers.memory.tables import is_runnable
-from perdure.providers.sqlite.provider import wall_ms
 
 P = ParamSpec("P")
 T = TypeVar("T")

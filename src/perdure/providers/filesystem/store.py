@@ -28,7 +28,7 @@ from perdure.providers.filesystem.lock import StoreLock
 from perdure.providers.filesystem.readable import Scribe, repair
 from perdure.providers.filesystem.records import Batch, Forgotten
 from perdure.providers.filesystem.tables import JournaledTables
-from perdure.providers.sqlite.worker import Worker
+from perdure.providers.worker import Worker
 
 FOLDER = ".perdure"
 """Where the journal is; no instance's folder begins with a dot."""

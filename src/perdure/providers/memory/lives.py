@@ -23,7 +23,7 @@ from perdure.providers.memory.tables import Tables
 
 def delete(tables: Tables, operation: DeleteInstance) -> Deleted | NotFound | Undeletable:
     instance = tables.find(operation.instance_id)
-    if instance is None:
+    if instance is None or operation.incarnation not in (None, instance.incarnation):
         return NotFound()
     if instance.parent is not None:
         parent = tables.find(instance.parent.instance_id)

@@ -72,12 +72,17 @@ class Tables:
 
     def tree(self, root: Instance) -> list[Instance]:
         """The instance and all its descendants, by key."""
-        found, ring = [root], [root]
+        found, ring = {root.key: root}, [root]
         while ring:
             wanted = {(instance.instance_id, instance.incarnation) for instance in ring}
-            ring = [i for i in self.instances.values() if i.parent_named in wanted]
-            found += ring
-        return sorted(found, key=lambda instance: instance.key)
+            # Those that are there already: links that an import brings may go round in a circle.
+            ring = [
+                instance
+                for instance in self.instances.values()
+                if instance.parent_named in wanted and instance.key not in found
+            ]
+            found.update((instance.key, instance) for instance in ring)
+        return [found[key] for key in sorted(found)]
 
     def ready(self) -> list[Instance]:
         """Unowned instances with something to do some time, earliest first."""

@@ -48,6 +48,7 @@ def write(
     return found
 
 
+_INCARNATION = "select incarnation from instances where instance_id = ?"
 _PARENT = """
 select parent.instance_id from instances as child join instances as parent
     on parent.instance_id = child.parent_instance
@@ -64,6 +65,9 @@ def _delete(
     connection: apsw.Connection, operation: DeleteInstance
 ) -> Deleted | NotFound | Undeletable:
     asked = (operation.instance_id,)
+    incarnation = connection.execute(_INCARNATION, asked).get
+    if operation.incarnation not in (None, incarnation):
+        return NotFound()
     keys: str = connection.execute(f"select json_group_array(key) from ({TREE})", asked).get
     if keys == "[]":
         return NotFound()

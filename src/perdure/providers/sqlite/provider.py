@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import apsw
 
 from perdure.errors import ForkedStoreError, StoreClosed
+from perdure.providers.clock import wall_ms
 from perdure.providers.contract import (
     ActivityRow,
     Capabilities,
@@ -36,18 +36,13 @@ from perdure.providers.contract import (
 from perdure.providers.sqlite import lives, reads, registry
 from perdure.providers.sqlite.connection import Database
 from perdure.providers.sqlite.nodes import NodeLocks
-from perdure.providers.sqlite.worker import Worker
 from perdure.providers.sqlite.writer import Writer
+from perdure.providers.worker import Worker
 
 LOCK_WAIT_MS = 30_000
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def wall_ms() -> int:
-    """Milliseconds since the epoch: the store's clock is its host's."""
-    return time.time_ns() // 1_000_000
 
 
 class SqliteProvider:
