@@ -35,13 +35,13 @@ def one(name: str) -> dict[str, Any]:
             bare = limit.turns_per_second(folder, max(1, figures["turns_a_commit"]))
             figures["limit_turns_per_s"] = round(bare)
             figures["share_of_limit"] = figures["turns_per_s"] / bare
-        for key, ratio in (
-            ("ms_per_activity", "bare_commits_each"),
-            ("p50_ms", "bare_commits"),
-            ("ms_per_execution", "bare_commits_each"),
+        for key, ratio, bare_ms in (
+            ("ms_per_activity", "bare_commits_each", limit.bare_commit_ms),
+            ("p50_ms", "bare_commits", limit.bare_commit_ms),
+            ("ms_per_execution", "bare_commits_each", limit.bare_renewal_ms),
         ):
             if key in figures:
-                figures["bare_commit_ms"] = limit.bare_commit_ms(folder)
+                figures["bare_commit_ms"] = bare_ms(folder)
                 figures[ratio] = figures[key] / figures["bare_commit_ms"]
         return figures
 

@@ -303,8 +303,10 @@ def _due_after(
     resident: Resident, plan: Plan, turn: Turn, next_execution: NextExecution | None
 ) -> int | None:
     if next_execution is not None:
-        # The new execution is ready: due by this mark until its first turn is committed.
-        return turn.events[-1].timestamp_ms
+        # The new execution is ready: due by this mark until its first turn is committed. An older
+        # mark will do, and saves the write of a page.
+        mark, stored = turn.events[-1].timestamp_ms, resident.stored_due_ms
+        return stored if stored and stored <= mark else mark
     if turn.ending is not None:
         return None
     gone = set(plan.timers_gone)

@@ -235,7 +235,8 @@ update instances
 """,
     # STATE, ENDING and NEXT in one, for an execution that continues as new: n it, execution_id the
     # new one, a version, b input, c first event, d version of the old one if this is its first
-    # turn, e settle, f set_due, g due_ms, h mail_seen, i release
+    # turn, e settle, f set_due, g due_ms, h mail_seen, i release. What is indexed has statements of
+    # its own: each page less that is written counts at the sync.
     RENEW: """
 update executions
     set version = coalesce(new.d, version), status = 'continued_as_new', ended_ms = new.now
@@ -251,11 +252,10 @@ update instances
         attempt = iif(new.e, 0, attempt),
         blocked = iif(new.e, null, blocked),
         blocked_detail = iif(new.e, null, blocked_detail),
-        hold_ms = iif(new.e, null, hold_ms),
-        due_ms = iif(new.f and mail = new.h, new.g, due_ms),
-        owner = iif(new.i, null, owner),
-        token = iif(new.i, null, token)
+        hold_ms = iif(new.e, null, hold_ms)
     where key = new.key;
+update instances set due_ms = new.g where new.f and key = new.key and mail = new.h;
+update instances set owner = null, token = null where new.i and key = new.key;
 """,
     # b the newest of the executions that go; all of them have ended
     PRUNE_OLDER: """
