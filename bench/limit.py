@@ -4,7 +4,7 @@ A turn of a sequential orchestration deletes the finished activity, appends two 
 the next activity. `turns_per_second(group)` does that for `group` instances a transaction, with
 one prepared statement per kind of row; `bare_commit_ms()` is one such turn a transaction on an idle
 connection; `bare_renewal_ms()` is the same with the rows of a continue-as-new under a policy that
-keeps three executions. Same file format, same durability (WAL, synchronous=FULL) as the engine's store.
+keeps three executions. Same file format, same durability (WAL, synchronous=FULL) as the engine's.
 """
 
 from __future__ import annotations
