@@ -128,6 +128,7 @@ _SETTLED_BY: dict[type[Any], tuple[type[Any], ...]] = {
     ),
     events.TimerCreated: (events.TimerFired, events.TimerCancelled),
     events.ExternalSubscribed: (events.ExternalEvent, events.ExternalUnsubscribed),
+    events.QueueSubscribed: (events.QueueEvent, events.QueueUnsubscribed),
     events.SubOrchestrationScheduled: (
         events.SubOrchestrationCompleted,
         events.SubOrchestrationFailed,
@@ -213,9 +214,9 @@ def _received(history: Iterable[events.AnyEvent]) -> Iterator[str]:
         match event:
             case events.ActivityCompleted():
                 yield _decode(event.result)
-            case events.ActivityFailed():
+            case events.ActivityFailed() if not _is_lost(event):
                 yield event.error.message
-            case events.ExternalEvent():
+            case events.ExternalEvent() | events.QueueEvent():
                 yield _decode(event.data)
             case events.SubOrchestrationCompleted():
                 yield from _decode(event.result)
@@ -340,11 +341,13 @@ class Effects:
             match event:
                 case events.ActivityScheduled():
                     begins = self.begins.get(f"{prefix}/{event.event_id}", [])
+                    if event.name == "once" and len(begins) > 1:
+                        yield f"activity {prefix}/{event.event_id} was begun {len(begins)} times"
                     if begins and begins[0].place < last_done:
                         yield f"activity {prefix}/{event.event_id} overlaps what it follows"
                     if begins and begins[0].at_ms < fired_ms:
                         yield f"activity {prefix}/{event.event_id} began before the timer's time"
-                case events.ActivityCompleted() | events.ActivityFailed():
+                case events.ActivityCompleted() | events.ActivityFailed() if not _is_lost(event):
                     key = f"{prefix}/{event.source_event_id}"
                     ends, nonce = self.ends.get(key, {}), _nonce(event)
                     if nonce not in ends:
@@ -355,6 +358,11 @@ class Effects:
                     )
                 case events.TimerFired():
                     fired_ms = max(fired_ms, event.fire_at_ms)
+
+
+def _is_lost(event: events.AnyEvent) -> bool:
+    """Whether the history says that nobody knows what became of an activity's one attempt."""
+    return isinstance(event, events.ActivityFailed) and event.error.type == "ActivityLost"
 
 
 def _nonce(event: events.ActivityCompleted | events.ActivityFailed) -> str:
@@ -379,13 +387,16 @@ def _message_faults(lines: Sequence[Line], by_id: dict[str, Instance]) -> Iterat
             case "ok", "cancel", instance_id:
                 cancelled.add(instance_id)
     for instance in by_id.values():
-        received: dict[str, list[str]] = {"note": [], "back": []}
+        received: dict[str, list[str]] = {"note": [], "letter": [], "back": []}
         for event in instance.events:
-            if isinstance(event, events.ExternalEvent):
+            if isinstance(event, events.ExternalEvent | events.QueueEvent):
                 received[event.name].append(_decode(event.data))
-        notes, backs = (sent[instance.instance_id, name] for name in ("note", "back"))
+        notes, letters, backs = (
+            sent[instance.instance_id, name] for name in ("note", "letter", "back")
+        )
         complaints = [
             *_note_faults(notes, received["note"]),
+            *_note_faults(letters, received["letter"]),
             *_back_faults(backs, received["back"], acknowledged, instance),
         ]
         yield from (f"{instance.instance_id}: {complaint}" for complaint in complaints)
@@ -396,7 +407,8 @@ def _message_faults(lines: Sequence[Line], by_id: dict[str, Instance]) -> Iterat
 
 def _note_faults(sent: list[str], received: list[str]) -> Iterator[str]:
     """Notes come from a client that lives on, so that all are acknowledged, to an instance that
-    is always subscribed: each comes exactly once, in order."""
+    is always subscribed; letters are kept, and repeated under the same id. Each comes exactly once,
+    in order."""
     if sent != received:
         yield f"notes sent {sent}, received {received}"
     if received and not received[-1].startswith(LAST):

@@ -8,6 +8,7 @@ left open. So what it did can be compared with its history to the letter.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -19,7 +20,14 @@ import msgspec
 from kill_ledger import Ledger
 
 import perdure
-from perdure import ActivityError, Client, OrchestrationContext, activity_context
+from perdure import (
+    ActivityError,
+    ActivityLost,
+    Client,
+    OrchestrationContext,
+    RetryPolicy,
+    activity_context,
+)
 
 LAST = "last-"
 """How the data of the last note of a mailbox begins."""
@@ -84,6 +92,22 @@ def effect_in_thread(pause_ms: int) -> str:
     return end(nonce)
 
 
+@perdure.activity(retry=RetryPolicy(max_attempts=1))
+async def once(pause_ms: int) -> str:
+    nonce = begin()
+    await asyncio.sleep(pause_ms / 1000)
+    return end(nonce)
+
+
+@perdure.activity(retry=RetryPolicy(max_attempts=None, initial_interval=0.01, max_interval=0.05))
+async def insist(pause_ms: int) -> str:
+    """Fails twice before it has its effect."""
+    await asyncio.sleep(pause_ms / 1000)
+    if activity_context().attempt < 3:
+        raise ConnectionError
+    return end(begin())
+
+
 @perdure.activity
 async def stumble(pause_ms: int) -> str:
     nonce = begin()
@@ -113,10 +137,14 @@ def _ms(ctx: OrchestrationContext, most: int = 20) -> int:
 
 @perdure.orchestration
 async def steps(ctx: OrchestrationContext, load: Load) -> list[str]:
-    """One activity after the other, in coroutines and threads; one of them fails."""
+    """One activity after the other, in coroutines and threads: one fails, one needs three attempts,
+    one is made at most once."""
     got = load.got
     got.append(await effect(_ms(ctx)))
     got.append(await effect_in_thread(_ms(ctx)))
+    got.append(await insist(_ms(ctx)))
+    with contextlib.suppress(ActivityLost):
+        got.append(await once(_ms(ctx)))
     try:
         await stumble(_ms(ctx))
     except ActivityError as error:
@@ -188,6 +216,23 @@ async def mailbox(ctx: OrchestrationContext, load: Load) -> list[str]:
 
 
 @perdure.orchestration
+async def letters(ctx: OrchestrationContext, load: Load) -> list[str]:
+    """Takes the items of its event queue until the last one, two an execution; often not waiting
+    when they come, and now and then no longer."""
+    got = load.got
+    got.append(await effect(_ms(ctx)))
+    for _ in range(2):
+        waiting = ctx.dequeue_event("letter", str)
+        winner, letter = await ctx.select(waiting, ctx.schedule_timer(0.02))
+        if winner == 1:
+            letter = await ctx.dequeue_event("letter", str)
+        got.append(letter)
+        if letter.startswith(LAST):
+            return got
+    return await ctx.continue_as_new(Load(0, got))
+
+
+@perdure.orchestration
 async def echo(ctx: OrchestrationContext, load: Load) -> list[str]:
     """Its own activity raises an event to it."""
     back = ctx.schedule_wait("back", str)
@@ -222,8 +267,8 @@ async def sleeper(ctx: OrchestrationContext, load: Load) -> list[str]:
     return load.got
 
 
-KINDS = (steps, fan, pause, family, rounds, mailbox, echo, race, sleeper)
-ACTIVITIES = (effect, effect_in_thread, stumble, raise_back)
+KINDS = (steps, fan, pause, family, rounds, mailbox, echo, race, sleeper, letters)
+ACTIVITIES = (effect, effect_in_thread, insist, once, stumble, raise_back)
 
 
 def expected_status(name: str) -> str:

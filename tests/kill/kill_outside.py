@@ -54,6 +54,8 @@ class Outside:
                     known.add(instance_id)
                     if instance_id.startswith("mailbox"):
                         group.create_task(self._write_to(instance_id))
+                    elif instance_id.startswith("letters"):
+                        group.create_task(self._send_letters_to(instance_id))
                     elif instance_id.startswith("sleeper"):
                         group.create_task(self._cancel(instance_id))
                 await asyncio.sleep(LOOK_S)
@@ -79,6 +81,26 @@ class Outside:
             elif self._accepted is not None and not self._accepted(instance_id, data):
                 await self._client.raise_event(instance_id, "note", data)
             self._ledger.write("ok", "event", instance_id, "note", data)
+
+    async def _send_letters_to(self, instance_id: str) -> None:
+        """Each with an id of its own, and some twice."""
+        random = Random(f"{self._seed} {instance_id}")
+        letters = [f"{number}-{instance_id}" for number in range(random.randint(0, 6))]
+        for data in [*letters, LAST + instance_id]:
+            times = random.randint(1, 2)
+            if data in self._acknowledged:
+                continue
+            await asyncio.sleep(random.choice([0, 0, 0.01, 0.05]))
+            if data not in self._intended:
+                self._ledger.write("intent", "event", instance_id, "letter", data)
+            for number in range(times):
+                try:
+                    await self._client.enqueue_event(instance_id, "letter", data, event_id=data)
+                except InstanceTerminal:
+                    # It ends with its last letter, which was then accepted before.
+                    assert data.startswith(LAST)
+                    assert number > 0 or data in self._intended
+            self._ledger.write("ok", "event", instance_id, "letter", data)
 
     async def _cancel(self, instance_id: str) -> None:
         if instance_id in self._acknowledged:

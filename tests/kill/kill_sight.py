@@ -24,6 +24,7 @@ _LEFTOVERS = {
     "activities": "select count(*) from activities",
     "timers": "select count(*) from timers",
     "inbox": "select count(*) from inbox",
+    "event ids": "select count(*) from event_ids",
     "nodes": "select count(*) from nodes",
     "claimed instances": "select count(*) from instances where owner is not null",
     "open instances": "select count(*) from instances where finished_ms is null",

@@ -157,6 +157,13 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
                 group.create_task(one_after_the_other())
+        # Detached ones, perhaps of an earlier worker, are awaited by nobody else.
+        while await self._open() > 0:
+            await asyncio.sleep(0.01)
+
+    async def _open(self) -> int:
+        counts = await self._client.provider.count_instances()
+        return counts.get("pending", 0) + counts.get("running", 0)
 
     async def _see_through(self, number: int) -> None:
         """Start an instance, whether or not an earlier worker has, and note its result."""

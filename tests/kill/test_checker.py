@@ -225,6 +225,21 @@ def an_event_of_nobody(seen: Seen) -> Seen:
     return with_event(seen, "echo-6", events.ExternalEvent, data=raw('"feed"'))
 
 
+def a_letter_lost(seen: Seen) -> Seen:
+    return with_line(seen, "intent", "event", "letters-9", "letter", "lost")
+
+
+def a_second_begin_of_what_is_made_once(seen: Seen) -> Seen:
+    instance = instance_of(seen, "steps-0")
+    once = next(
+        event
+        for event in instance.events
+        if isinstance(event, events.ActivityScheduled) and event.name == "once"
+    )
+    key = f"{instance.incarnation}/1/{once.event_id}"
+    return with_line(seen, "begin", key, "2", "another nonce")
+
+
 def a_cancel_request_lost(seen: Seen) -> Seen:
     return with_line(seen, "ok", "cancel", "steps-0")
 
@@ -295,7 +310,7 @@ def time_that_goes_back(seen: Seen) -> Seen:
 
 def an_execution_lost(seen: Seen) -> Seen:
     return with_instance(
-        seen, "rounds-13", lambda each: changed(each, executions=each.executions[1:])
+        seen, "rounds-14", lambda each: changed(each, executions=each.executions[1:])
     )
 
 
@@ -305,12 +320,12 @@ def another_input_after_continuing(seen: Seen) -> Seen:
     def change(history: History) -> History:
         return [changed(history[0], input=other), *history[1:]]
 
-    return with_history(seen, "rounds-13", change, 2)
+    return with_history(seen, "rounds-14", change, 2)
 
 
 def values_made_up_while_continuing(seen: Seen) -> Seen:
     other = raw('{"left":0,"got":["feed"]}')
-    return with_event(seen, "rounds-13", events.OrchestrationContinuedAsNew, input=other)
+    return with_event(seen, "rounds-14", events.OrchestrationContinuedAsNew, input=other)
 
 
 def a_child_lost(seen: Seen) -> Seen:
@@ -358,6 +373,8 @@ FAULTS: dict[Callable[[Seen], Seen], str] = {
     an_event_twice: "mailbox-5: notes sent",
     an_event_overtaken: "echo-6: its activity's completion has overtaken the event",
     an_event_of_nobody: "echo-6: sent back",
+    a_letter_lost: "letters-9: notes sent",
+    a_second_begin_of_what_is_made_once: "was begun 2 times",
     a_cancel_request_lost: "steps-0: an acknowledged cancel request is lost",
     a_timer_that_came_early: "came early",
     a_timer_of_another_time: "is not the timer that was created",
@@ -372,9 +389,9 @@ FAULTS: dict[Callable[[Seen], Seen], str] = {
     no_beginning: "steps-0: execution 1 does not begin with its one OrchestrationStarted",
     an_ending_of_another_kind: "steps-0: execution 1 is failed, its history says otherwise",
     time_that_goes_back: "steps-0: time goes back",
-    an_execution_lost: "rounds-13: its executions are not 1, 2, 3, …",
-    another_input_after_continuing: "rounds-13: execution 2 got another input",
-    values_made_up_while_continuing: "rounds-13: execution 1 handed on what it did not",
+    an_execution_lost: "rounds-14: its executions are not 1, 2, 3, …",
+    another_input_after_continuing: "rounds-14: execution 2 got another input",
+    values_made_up_while_continuing: "rounds-14: execution 1 handed on what it did not",
     a_child_lost: "family-3: its child",
     a_child_with_another_result: "family-3: it received another result than its child",
     a_child_with_another_parent: "has another parent",
