@@ -70,8 +70,8 @@ class StartInstance(Value, frozen=True):
     if_taken: sent instead when the id is taken (a child start tells its parent so).
     key: one that `reserve_key` gave, or 0 for the store's choice. turn: the instance's first turn,
     applied at once if the instance was inserted (its key and token are those of the start).
-    sends: applied if the instance was inserted, after `turn` (items of its event queues).
-    Outcome: Started or Taken.
+    sends: applied if the instance was inserted, after `turn` (items of its event queues); those
+    that find no receiver count as `dropped` by the turn. Outcome: Started or Taken.
     """
 
     instance_id: str

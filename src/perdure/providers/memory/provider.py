@@ -67,6 +67,7 @@ class MemoryProvider:
             raise StoreClosed(f"the store is {'not open' if self._state == 'new' else 'closed'}")
 
     def reserve_key(self) -> int:
+        self._check_open()
         return self._store.reserve_key()
 
     def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:

@@ -242,6 +242,8 @@ class MemoryStore(Tables):
         if isinstance(committed, Refused):
             raise ValueError(f"a start carries a turn that is {committed.reason}")
         lost = sum(not isinstance(self._send(send), Sent) for send in start.sends)
+        if committed is not None:
+            committed, lost = Committed(committed.starts, committed.dropped + lost), 0
         return Started(instance.key, committed), lost
 
     def _send(self, send: SendMessage) -> Sent | NotFound | Ended:

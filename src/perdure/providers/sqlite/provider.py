@@ -131,6 +131,7 @@ class SqliteProvider:
     # Writing.
 
     def reserve_key(self) -> int:
+        self._check_open()
         keys = self._writer.keys
         return keys.popleft() if keys else 0
 

@@ -318,6 +318,8 @@ class FailureCases:
             provider.beat("n-1")
         with pytest.raises(StoreClosed):
             provider.watch(lambda: None)
+        with pytest.raises(StoreClosed):
+            provider.reserve_key()
 
     @case("C-202")
     async def test_c202_closing_finishes_what_was_accepted(self, store: Harness) -> None:
