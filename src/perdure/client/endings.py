@@ -31,13 +31,17 @@ class Watch:
         self.current = 1
         self.final: Ending | None = None
         self.gone: PerdureError | None = None
-        self.waiters: set[asyncio.Future[None]] = set()
+        self.waiters: dict[asyncio.Future[None], int | None] = {}
+        """With the execution that each waits for, or None for the instance."""
 
     def learn(self, current: int, final: Ending | None) -> None:
         """Every execution before the current one has ended by continuing as new."""
         self.current = max(self.current, current)
         self.final = self.final or final
-        self.wake()
+        for waiter, execution_id in self.waiters.items():
+            # Who waits for the last execution of thousands is not woken by each.
+            if not waiter.done() and self.ending(execution_id) is not None:
+                waiter.set_result(None)
 
     def ending(self, execution_id: int | None) -> Ending | None:
         """How the execution (None: the instance) ended, as far as is known."""
@@ -88,7 +92,7 @@ class Endings:
                 raise watch.gone
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # Registered before the look-up: an ending between the two is not missed.
-            watch.waiters.add(waiter)
+            watch.waiters[waiter] = execution_id
             self._waiting.add(watch)
             try:
                 if watch.seen != self._hints:
@@ -96,7 +100,7 @@ class Endings:
                     continue
                 await waiter
             finally:
-                watch.waiters.discard(waiter)
+                del watch.waiters[waiter]
                 if not watch.waiters:
                     self._waiting.discard(watch)
 

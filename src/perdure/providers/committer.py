@@ -20,18 +20,23 @@ Done = Callable[[Outcome | BaseException], None]
 RETRY_S_MIN = 0.05
 RETRY_S_MAX = 5.0
 BATCH_MAX = 2_000
+SMALL = 16
 
 logger = logging.getLogger("perdure")
 
 
 class Committer:
     """degraded: why nothing can be committed right now, or None. on_ended: called with every
-    committed turn that ended an execution, before its submitter learns of it."""
+    committed turn that ended an execution, before its submitter learns of it. after: called when
+    the outcomes of a small batch have been told, before what they led to is committed; while they
+    are being told, `telling` is true: what can wait for `after` need not wait for the loop."""
 
     def __init__(self, provider: Provider, random: Random) -> None:
         self.provider = provider
         self.degraded: str | None = None
         self.on_ended: list[Callable[[CommitTurn], None]] = []
+        self.after: Callable[[], None] | None = None
+        self.telling = False
         self._random = random
         self._loop = asyncio.get_running_loop()
         self._queue: list[tuple[Operation, Done]] = []
@@ -134,6 +139,8 @@ class Committer:
             asyncio.ensure_future(self._one_by_one())
         else:
             outcomes = [error] if error is not None else future.result()
+            # With a large batch the loop's other callbacks have waited long enough by then.
+            self.telling = self.after is not None and len(outcomes) <= SMALL
             self._finish(outcomes)
 
     def _finish(self, outcomes: list[Outcome] | list[BaseException]) -> None:
@@ -152,7 +159,14 @@ class Committer:
                     assert isinstance(operation, CommitTurn)
                     self.ended(operation)
                 self._tell(done, outcome)
+            if self.telling and self.after is not None:
+                self.telling = False
+                self.after()
         finally:
+            if self.telling and self.after is not None:
+                # An interruption of the process came in between.
+                self.telling = False
+                self._loop.call_soon(self.after)
             self.flush()
         if not self._in_flight:
             self._idle.set()

@@ -54,6 +54,7 @@ class Turns:
         self.leaving = Leaving(node, activities, watchdog, self.leave_alone)
         self._queue: deque[Resident] = deque()
         self._pumping = False
+        node.committer.after = self._after_outcomes
         self.timers = Timers(node.provider, self.deliver)
 
     def deliver(self, resident: Resident, delivery: Delivery) -> None:
@@ -78,7 +79,14 @@ class Turns:
     def pump_soon(self) -> None:
         if not self._pumping and not self._node.stopping:
             self._pumping = True
-            self._node.loop.call_soon(self._pump)
+            if not self._node.committer.telling:
+                self._node.loop.call_soon(self._pump)
+
+    def _after_outcomes(self) -> None:
+        """Run the turns that the outcomes of a batch have led to, an iteration of the loop
+        earlier."""
+        if self._pumping:
+            self._pump()
 
     def start_execution(self, resident: Resident, history: list[events.AnyEvent]) -> bool:
         """Give the resident a fresh execution and run its next turn, which repeats the history.
