@@ -11,9 +11,12 @@ import pytest
 from provider_world import World
 
 
-@pytest.fixture(params=["memory", "sqlite", "filesystem"])
+@pytest.fixture(params=["memory", "sqlite", "filesystem", "postgres"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
-    return World(request.param, tmp_path)
+    # The server is started for the first test that needs it.
+    needs_server = request.param == "postgres"
+    url = request.getfixturevalue("postgres_store") if needs_server else ""
+    return World(request.param, tmp_path, url)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from perdure.providers.contract import (
 )
 from perdure.providers.filesystem import FilesystemProvider, FilesystemStore
 from perdure.providers.memory import MemoryProvider, MemoryStore
+from perdure.providers.postgres import PostgresProvider
 from perdure.providers.sqlite import SqliteProvider
 
 T = TypeVar("T")
@@ -47,11 +48,12 @@ class Clock:
 
 
 class World:
-    """One store; each `open` is another process's view of it."""
+    """One store; each `open` is another process's view of it. url: for PostgreSQL only."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, url: str = "") -> None:
         self.clock = Clock()
         self.kind = kind
+        self.url = url
         self.path = folder / f"{kind}.db"
         self.memory = MemoryStore(self.clock)
         self.folder: FilesystemStore | None = None
@@ -66,6 +68,8 @@ class World:
             if self.folder is None or self.folder.is_closed:
                 self.folder = FilesystemStore(self.path, self.clock)
             provider = FilesystemProvider(self.folder)
+        elif self.kind == "postgres":
+            provider = PostgresProvider(self.url, now_ms=self.clock)
         else:
             provider = SqliteProvider(self.path, now_ms=self.clock, lock_wait_ms=5_000)
         await provider.open()

@@ -1,0 +1,411 @@
+"""The functions of a store's schema: each does in one round trip what a batch needs of one kind.
+
+`look` locks the instances that a batch touches, in key order, and shows them; what is decided from
+that is decided in Python (see model.py). `put` writes the decisions, one statement for each kind of
+row. The claims take work that nobody holds and pass over what another transaction has locked, so
+that no claim waits. Whatever writes rows of an instance holds the lock of the instance's row, but
+for claims of activities.
+
+p_now is the store's time in milliseconds if the caller has a clock of its own (tests), else null.
+"""
+
+from __future__ import annotations
+
+ROUNDS_MAX = 10
+"""How often a claim looks for more when others were quicker."""
+
+_NOW = "coalesce(p_now, floor(extract(epoch from clock_timestamp()) * 1000)::bigint)"
+
+_LOOK = f"""
+create function look(
+    p_now bigint, p_keys bigint[], p_ids text[], p_starts text[], p_ending bigint[],
+    p_claimed place[], p_event_instances text[], p_events text[], p_fresh bigint,
+    out now_ms bigint, out held instances[], out current executions[], out waiting place[],
+    out claimed activities[], out known event_ids[], out last event_ids[], out fresh bigint[]
+) language plpgsql as $$
+begin
+    if cardinality(p_keys) > 0 or cardinality(p_ids) > 0 then
+        held := array(
+            select i from instances as i
+            where i.key = any(p_keys) or i.instance_id = any(p_ids) order by i.key for update
+        );
+    end if;
+    if cardinality(p_starts) > 0 then
+        current := array(
+            select e from instances as i join executions as e
+                on e.key = i.key and e.execution_id = i.execution_id
+            where i.instance_id = any(p_starts)
+        );
+    end if;
+    if cardinality(p_ending) > 0 then
+        waiting := array(
+            select row(m.key, m.seq, null)::place from inbox as m where m.key = any(p_ending)
+        );
+    end if;
+    if cardinality(p_claimed) > 0 then
+        claimed := array(
+            select a from activities as a
+            where (a.key, a.execution_id, a.event_id) in (
+                select w.key, w.execution_id, w.event_id from unnest(p_claimed) as w
+            )
+            order by a.key, a.execution_id, a.event_id for update
+        );
+    end if;
+    if cardinality(p_events) > 0 then
+        known := array(
+            select d from unnest(p_event_instances, p_events) as w (instance_id, event_id)
+            join instances as i on i.instance_id = w.instance_id
+            join event_ids as d on d.key = i.key and d.event_id = w.event_id
+        );
+        last := array(
+            select row(i.key, '', (
+                select d.number from event_ids as d where d.key = i.key
+                order by d.number desc limit 1
+            ))::event_ids
+            from instances as i where i.instance_id = any(p_event_instances)
+        );
+    end if;
+    if p_fresh > 0 then
+        fresh := array(select nextval('instance_keys') from generate_series(1, p_fresh));
+    end if;
+    now_ms := {_NOW};
+end $$;
+"""
+
+_PUT = """
+create function put(
+    p_consumed place[], p_activities_gone place[], p_timers_gone place[],
+    p_executions_over place[], p_instances_over bigint[],
+    p_instances instances[], p_changed instances[],
+    p_executions executions[], p_executions_changed executions[], p_history history[],
+    p_activities activities[], p_activities_changed activities[], p_timers timers[],
+    p_messages inbox[], p_trimmed event_ids[], p_event_ids event_ids[],
+    p_pruned executions[], p_writer text, p_batch bigint, p_now bigint,
+    out pruned place[], out xid text
+) language plpgsql as $$
+declare
+    written bigint;
+    one executions;
+    counts place;
+begin
+    if cardinality(p_consumed) > 0 then
+        delete from inbox as m using unnest(p_consumed) as c
+            where m.seq = c.event_id and m.key = c.key;
+    end if;
+    if cardinality(p_activities_gone) > 0 then
+        delete from activities as a using unnest(p_activities_gone) as c
+            where a.key = c.key and a.execution_id = c.execution_id and a.event_id = c.event_id;
+    end if;
+    if cardinality(p_timers_gone) > 0 then
+        delete from timers as t using unnest(p_timers_gone) as c
+            where t.key = c.key and t.execution_id = c.execution_id and t.event_id = c.event_id;
+    end if;
+    if cardinality(p_executions_over) > 0 then
+        delete from activities as a using unnest(p_executions_over) as c
+            where a.key = c.key and a.execution_id = c.execution_id;
+        delete from timers as t using unnest(p_executions_over) as c
+            where t.key = c.key and t.execution_id = c.execution_id;
+    end if;
+    if cardinality(p_instances_over) > 0 then
+        delete from inbox as m where m.key = any(p_instances_over);
+        delete from event_ids as d where d.key = any(p_instances_over);
+    end if;
+    if cardinality(p_instances) > 0 then
+        insert into instances select * from unnest(p_instances)
+            on conflict on constraint instances_id do nothing;
+        get diagnostics written = row_count;
+        if written <> cardinality(p_instances) then
+            raise exception 'an instance id was taken meanwhile' using errcode = '40001';
+        end if;
+    end if;
+    if cardinality(p_changed) > 0 then
+        update instances as i set
+            version = c.version, status = c.status, execution_id = c.execution_id,
+            finished_ms = c.finished_ms, owner = c.owner, token = c.token,
+            attempt = c.attempt, due_ms = c.due_ms, hold_ms = c.hold_ms, mail = c.mail,
+            external = c.external, queued = c.queued, blocked = c.blocked,
+            blocked_detail = c.blocked_detail
+        from unnest(p_changed) as c where i.key = c.key;
+    end if;
+    if cardinality(p_executions) > 0 then
+        insert into executions select * from unnest(p_executions);
+    end if;
+    if cardinality(p_executions_changed) > 0 then
+        update executions as e set
+            version = coalesce(c.version, e.version), status = c.status, output = c.output,
+            error = c.error, ended_ms = c.ended_ms
+        from unnest(p_executions_changed) as c
+        where e.key = c.key and e.execution_id = c.execution_id;
+    end if;
+    if cardinality(p_history) > 0 then
+        insert into history select * from unnest(p_history);
+    end if;
+    if cardinality(p_activities) > 0 then
+        insert into activities select * from unnest(p_activities);
+    end if;
+    if cardinality(p_activities_changed) > 0 then
+        update activities as a set
+            owner = c.owner, attempt = c.attempt, claims = c.claims, due_ms = c.due_ms,
+            error = c.error
+        from unnest(p_activities_changed) as c
+        where a.key = c.key and a.execution_id = c.execution_id and a.event_id = c.event_id;
+    end if;
+    if cardinality(p_timers) > 0 then
+        insert into timers select * from unnest(p_timers);
+    end if;
+    if cardinality(p_messages) > 0 then
+        insert into inbox (key, accepted_ms, body, queue)
+            select m.key, m.accepted_ms, m.body, m.queue
+            from unnest(p_messages) with ordinality as m (seq, key, accepted_ms, body, queue, place)
+            order by m.place;
+    end if;
+    if cardinality(p_trimmed) > 0 then
+        delete from event_ids as d using unnest(p_trimmed) as c
+            where d.key = c.key and d.number <= c.number;
+    end if;
+    if cardinality(p_event_ids) > 0 then
+        insert into event_ids select * from unnest(p_event_ids);
+    end if;
+    pruned := '{}';
+    foreach one in array p_pruned loop
+        with gone as (
+            delete from executions as e
+                where e.key = one.key and e.execution_id <= one.execution_id
+                    and e.ended_ms is not null
+                    and (one.ended_ms is null or e.ended_ms < one.ended_ms)
+                returning e.key, e.execution_id
+        ), events as (
+            delete from history as h using gone
+                where h.key = gone.key and h.execution_id = gone.execution_id
+                returning h.event_id
+        )
+        select one.key, (select count(*) from gone), (select count(*) from events) into counts;
+        pruned := pruned || counts;
+    end loop;
+    -- By this the writer knows its own transaction again if the answer to COMMIT is lost.
+    insert into writers as w values (p_writer, p_batch, p_now)
+        on conflict (writer) do update set batch = excluded.batch, at_ms = excluded.at_ms;
+    xid := pg_current_xact_id();
+end $$;
+"""
+
+# Rows that another transaction has locked are passed over, and no more are locked than are taken:
+# what one transaction has locked, the others do not see for that moment.
+_CLAIM_INSTANCES = f"""
+create function claim_instances(
+    p_node text, p_names text[], p_versions text[], p_any_names text[], p_now bigint,
+    p_least bigint, p_most bigint, p_limit bigint,
+    out taken instances[], out current executions[], out messages inbox[], out waiting timers[],
+    out xid text
+) language plpgsql as $$
+declare
+    keys bigint[] := '{{}}';
+    tried bigint[] := '{{}}';
+    tries bigint[];
+begin
+    for round in 1..{ROUNDS_MAX} loop
+        tries := array(
+            select d.key from (
+                select one.key, one.due_ms from unnest(p_names, p_versions) as pair (name, version)
+                cross join lateral (
+                    select i.key, i.due_ms from instances as i
+                    where i.name = pair.name and i.version = pair.version and i.owner is null
+                        and i.due_ms <= p_now and i.attempt >= p_least and i.attempt < p_most
+                        and i.key <> all(tried)
+                    order by i.due_ms, i.key limit p_limit - cardinality(keys)
+                ) as one
+                union all
+                select one.key, one.due_ms from unnest(p_any_names) as named (name)
+                cross join lateral (
+                    select i.key, i.due_ms from instances as i
+                    where i.name = named.name and i.version is null and i.owner is null
+                        and i.due_ms <= p_now and i.attempt >= p_least and i.attempt < p_most
+                        and i.key <> all(tried)
+                    order by i.due_ms, i.key limit p_limit - cardinality(keys)
+                ) as one
+            ) as d order by d.due_ms, d.key limit p_limit - cardinality(keys)
+        );
+        exit when cardinality(tries) = 0;
+        tried := tried || tries;
+        keys := keys || array(
+            select i.key from instances as i where i.key = any(tries) and i.owner is null
+                and i.due_ms <= p_now and i.attempt >= p_least and i.attempt < p_most
+            order by i.due_ms, i.key for update skip locked
+        );
+        exit when cardinality(keys) >= p_limit;
+    end loop;
+    if cardinality(keys) > 0 then
+        update instances as i set owner = p_node, attempt = i.attempt + 1,
+            token = replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '')
+            where i.key = any(keys);
+        taken := array(
+            select i from unnest(keys) with ordinality as w (key, place)
+            join instances as i on i.key = w.key order by w.place
+        );
+        current := array(
+            select e from unnest(taken) as t
+            join executions as e on e.key = t.key and e.execution_id = t.execution_id
+        );
+        messages := array(
+            select m from inbox as m where m.key = any(keys) and m.queue is null order by m.seq
+        );
+        waiting := array(
+            select t from timers as t where t.key = any(keys) order by t.event_id
+        );
+        xid := pg_current_xact_id_if_assigned();
+    end if;
+end $$;
+"""
+
+_CLAIM_ACTIVITIES = f"""
+create function claim_activities(
+    p_node text, p_names text[], p_now bigint, p_least bigint, p_most bigint, p_limit bigint,
+    out taken activities[], out holders instances[], out more boolean, out xid text
+) language plpgsql as $$
+declare
+    places place[] := '{{}}';
+    tried place[] := '{{}}';
+    tries place[];
+begin
+    for round in 1..{ROUNDS_MAX} loop
+        tries := array(
+            select row(one.key, one.execution_id, one.event_id)::place
+            from unnest(p_names) as named (name) cross join lateral (
+                select a.key, a.execution_id, a.event_id, a.due_ms from activities as a
+                where a.name = named.name and a.owner is null and a.due_ms <= p_now
+                    and a.claims >= p_least and a.claims < p_most
+                    and row(a.key, a.execution_id, a.event_id)::place <> all(tried)
+                order by a.due_ms, a.key, a.execution_id, a.event_id
+                limit p_limit - cardinality(places)
+            ) as one
+            order by one.due_ms, one.key, one.execution_id, one.event_id
+            limit p_limit - cardinality(places)
+        );
+        exit when cardinality(tries) = 0;
+        tried := tried || tries;
+        places := places || array(
+            select row(a.key, a.execution_id, a.event_id)::place
+            from unnest(tries) as w join activities as a
+                on a.key = w.key and a.execution_id = w.execution_id and a.event_id = w.event_id
+            where a.owner is null and a.due_ms <= p_now
+                and a.claims >= p_least and a.claims < p_most
+            order by a.due_ms, a.key, a.execution_id, a.event_id
+            for update of a skip locked
+        );
+        exit when cardinality(places) >= p_limit;
+    end loop;
+    if cardinality(places) > 0 then
+        update activities as a set owner = p_node, attempt = a.attempt + 1, claims = a.claims + 1
+            from unnest(places) as w
+            where a.key = w.key and a.execution_id = w.execution_id and a.event_id = w.event_id;
+        taken := array(
+            select a from unnest(places) with ordinality as w (key, execution_id, event_id, place)
+            join activities as a on a.key = w.key and a.execution_id = w.execution_id
+                and a.event_id = w.event_id
+            order by w.place
+        );
+        holders := array(
+            select i from instances as i
+            where i.key in (select w.key from unnest(places) as w)
+        );
+        xid := pg_current_xact_id_if_assigned();
+    end if;
+    more := exists (
+        select 1 from unnest(p_names) as named (name) cross join lateral (
+            select a.key from activities as a
+            where a.name = named.name and a.owner is null and a.due_ms <= p_now
+                and a.claims >= p_least and a.claims < p_most limit 1
+        ) as one
+    );
+end $$;
+"""
+
+_TREE = """
+create function tree(p_id text) returns setof bigint language sql stable as $$
+    with recursive found (key) as (
+        select key from instances where instance_id = p_id
+        union
+        select child.key from found
+        join instances as parent on parent.key = found.key
+        join instances as child on child.parent_instance = parent.instance_id
+            and child.parent_incarnation = parent.incarnation
+    )
+    select key from found order by key
+$$;
+"""
+
+_REMOVE = """
+create function remove(
+    p_id text, p_incarnation text, p_force boolean, out what text, out other text, out gone bigint
+) language plpgsql as $$
+declare
+    keys bigint[];
+    again bigint[];
+begin
+    keys := array(select t from tree(p_id) as t);
+    -- Children may come while it waits for a lock; with all locks held none comes any more.
+    loop
+        perform from instances as i where i.key = any(keys) order by i.key for update;
+        again := array(select t from tree(p_id) as t);
+        exit when again = keys;
+        keys := again;
+    end loop;
+    perform from instances as i where i.instance_id = p_id
+        and (p_incarnation is null or i.incarnation = p_incarnation);
+    if not found then
+        what := 'missing';
+        return;
+    end if;
+    select parent.instance_id into other from instances as child join instances as parent
+        on parent.instance_id = child.parent_instance
+        and parent.incarnation = child.parent_incarnation
+        where child.instance_id = p_id;
+    if other is not null then
+        what := 'child';
+        return;
+    end if;
+    if not p_force then
+        select i.instance_id into other from instances as i
+            where i.key = any(keys) and i.finished_ms is null order by i.key limit 1;
+        if other is not null then
+            what := 'running';
+            return;
+        end if;
+    end if;
+    delete from event_ids as d where d.key = any(keys);
+    delete from inbox as d where d.key = any(keys);
+    delete from timers as d where d.key = any(keys);
+    delete from activities as d where d.key = any(keys);
+    delete from history as d where d.key = any(keys);
+    delete from executions as d where d.key = any(keys);
+    delete from instances as d where d.key = any(keys);
+    what := 'deleted';
+    gone := cardinality(keys);
+end $$;
+"""
+
+# A lease that was renewed since it was looked at saves the node. Instances are locked first, in key
+# order, as everywhere: also those whose activities fall free.
+_FORGET = """
+create function forget(p_node text, p_lease_until bigint) returns boolean
+language plpgsql as $$
+declare
+    known boolean;
+begin
+    delete from nodes as n where n.node_id = p_node
+        and (p_lease_until is null or n.lease_until_ms = p_lease_until);
+    known := found;
+    if p_lease_until is not null and not known then
+        return false;
+    end if;
+    perform from instances as i
+        where i.owner = p_node
+            or i.key in (select a.key from activities as a where a.owner = p_node)
+        order by i.key for update;
+    update instances as i set owner = null, token = null where i.owner = p_node;
+    update activities as a set owner = null where a.owner = p_node;
+    return known;
+end $$;
+"""
+
+FUNCTIONS_1 = "".join((_LOOK, _PUT, _CLAIM_INSTANCES, _CLAIM_ACTIVITIES, _TREE, _REMOVE, _FORGET))

@@ -1,0 +1,419 @@
+"""The PostgreSQL provider: a few connections on the loop that opened it, and one for heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from random import Random
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import asyncpg
+
+from perdure.errors import ForkedStoreError, ProviderError, StoreClosed, StoreUnavailable
+from perdure.providers.contract import (
+    ActivityRow,
+    Capabilities,
+    Depths,
+    ExecutionRow,
+    InstanceRow,
+    Message,
+    NodeRow,
+    Operation,
+    Outcome,
+    RowFilter,
+    Snapshot,
+    Survey,
+)
+from perdure.providers.postgres import reads
+from perdure.providers.postgres.batches import Applied, Mark, apply, became_of
+from perdure.providers.postgres.connections import (
+    CONFLICT,
+    ERRORS,
+    LOST,
+    VALUE,
+    Connections,
+    Database,
+    close,
+)
+from perdure.providers.postgres.heart import Heart
+from perdure.providers.postgres.nodes import Watcher
+from perdure.providers.postgres.schema import migrate
+from perdure.providers.postgres.session import Session
+
+CONNECTIONS = 4
+"""For everything but the commits, the session and the heartbeats."""
+REPEATS = 20
+KEYS = 2_000
+"""How many keys a node has at hand."""
+WRITERS_MS = 7 * 24 * 3_600 * 1_000
+"""After which the mark of a process that has crashed goes."""
+COMMIT_STATUS_S = 0.05
+"""Between two looks what became of a commit."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+logger = logging.getLogger("perdure")
+
+
+class PostgresProvider:
+    """A store in one schema of a database; see Database for the form of the URL.
+
+    now_ms: a clock to use instead of the server's, for tests. probe: called with "before_commit"
+    and "after_commit"; for tests that break the connection there.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        now_ms: Callable[[], int] | None = None,
+        probe: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        self._database = Database(url)
+        self._clock = now_ms
+        self._probe = probe
+        self._pid = os.getpid()
+        self._state = "new"
+        self._writer = secrets.token_hex(16)
+        self._batches = 0
+        self._random = Random(self._writer)
+        self._seen_ms = 0
+        self._seen_at_s = 0.0
+        self._keys: deque[int] = deque()
+        self._node_ids: set[str] = set()
+        self._watcher = Watcher()
+        self._watchers: list[Callable[[], None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop
+        self._order: asyncio.Lock
+        self._write: Connections
+        self._others: Connections
+        self._session: Session
+        self._heart: Heart
+
+    # Opening and closing.
+
+    async def open(self) -> None:
+        self._check_process()
+        if self._state != "new":
+            raise StoreClosed(f"{self._database.where} was opened before; make a new provider")
+        self._state = "opening"
+        try:
+            await self._migrate()
+        except BaseException:
+            self._state = "closed"
+            raise
+        self._loop = asyncio.get_running_loop()
+        self._order = asyncio.Lock()
+        self._write = Connections(self._database, 1)
+        self._others = Connections(self._database, CONNECTIONS)
+        self._session = Session(self._database, self._tell_watchers)
+        self._heart = Heart(self._database, self._given_ms)
+        self._state = "open"
+
+    async def _migrate(self) -> None:
+        connection = await self._database.connect()
+        try:
+            await migrate(connection, self._database.where, self._database.schema)
+            self._note_time(await connection.fetchval(f"select {reads.NOW}", self._given_ms()))
+        except (asyncpg.PostgresError, *LOST) as error:
+            raise self._database.explain(error) from error
+        finally:
+            await close(connection)
+
+    async def close(self) -> None:
+        self._check_process()
+        if self._state != "open":
+            return
+        self._state = "closed"
+        self._watchers.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        try:
+            await self._leave()
+        except ProviderError as error:
+            logger.info("the leases run out by themselves: %s", error)
+        await asyncio.to_thread(self._heart.close)
+        await self._session.close()
+        await self._write.close()
+        await self._others.close()
+
+    async def _leave(self) -> None:
+        """Let others know at once that the nodes of this process are gone, and leave no mark."""
+        if self._node_ids:
+            query = "update nodes set lease_until_ms = 0 where node_id = any($1::text[])"
+            await self._work(lambda c: c.execute(query, list(self._node_ids)))
+        if self._batches:
+            query = "delete from writers where writer = $1 or at_ms < $2"
+            before_ms = self.now_ms() - WRITERS_MS
+            await self._work(lambda c: c.execute(query, self._writer, before_ms))
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedStoreError(
+                f"{self._database.where} was opened in another process; "
+                "make a new provider after fork"
+            )
+
+    def _check_open(self) -> None:
+        self._check_process()
+        if self._state != "open":
+            state = "not open" if self._state in ("new", "opening") else "closed"
+            raise StoreClosed(f"{self._database.where} is {state}")
+
+    # Time.
+
+    def now_ms(self) -> int:
+        if self._clock is not None:
+            return self._clock()
+        return self._seen_ms + int((time.monotonic() - self._seen_at_s) * 1000)
+
+    def _given_ms(self) -> int | None:
+        return None if self._clock is None else self._clock()
+
+    def _note_time(self, now_ms: int) -> None:
+        self._seen_ms, self._seen_at_s = now_ms, time.monotonic()
+
+    # Writing.
+
+    def reserve_key(self) -> int:
+        self._check_open()
+        return self._keys.popleft() if self._keys else 0
+
+    def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
+        self._check_open()
+        # A caller that gives up must not leave a transaction open.
+        task = self._loop.create_task(self._commit(batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return asyncio.shield(task)
+
+    async def _commit(self, batch: Sequence[Operation]) -> list[Outcome]:
+        # In the order in which they were handed over, also if one has to be repeated, and none
+        # before it is known what became of the one before.
+        async with self._order:
+            done = await self._repeated(self._write, lambda c: self._transaction(c, batch))
+        self._seen_ms, self._seen_at_s = done.now_ms, done.seen_at_s
+        self._keys.extend(done.keys)
+        if done.marked:
+            self._session.tell()
+        return done.outcomes
+
+    async def _repeated(self, connections: Connections, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Do the work, again if it collides with another transaction."""
+        for attempt in range(REPEATS):
+            try:
+                async with connections.use() as connection:
+                    return await work(connection)
+            except CONFLICT as error:
+                logger.debug("repeating a transaction: %s", error)
+            except ERRORS as error:
+                raise self._database.explain(error) from error
+            await asyncio.sleep(self._random.uniform(0, min(0.5, 0.002 * 2**attempt)))
+        raise StoreUnavailable(
+            f"{self._database.where}: {REPEATS} attempts collided with other transactions"
+        )
+
+    async def _transaction(self, connection: Any, batch: Sequence[Operation]) -> Applied:
+        wanted = KEYS if self._node_ids and len(self._keys) < KEYS // 2 else 0
+        self._batches += 1
+        mark = Mark(self._writer, self._batches)
+        await connection.execute("begin")
+        try:
+            done = await apply(connection, batch, mark, self._given_ms(), wanted)
+            await self._reached("before_commit")
+        except BaseException:
+            if not connection.is_closed():
+                await connection.execute("rollback")
+            raise
+        if done.xid is None:
+            await connection.execute("rollback")
+            return done
+        try:
+            await connection.execute("commit")
+            await self._reached("after_commit")
+        except (asyncpg.PostgresError, *LOST) as error:
+            connection.terminate()
+            await self._find_out(done.xid, mark if done.marked else None, error)
+        return done
+
+    async def _reached(self, place: str) -> None:
+        if self._probe is not None:
+            await self._probe(place)
+
+    async def _find_out(self, xid: str, mark: Mark | None, error: BaseException) -> None:
+        """The answer to COMMIT was lost. Returns if the transaction was committed; raises
+        StoreUnavailable if it was not; waits as long as it is not known."""
+        logger.warning("the answer to a commit was lost (%s); finding out", error)
+        while self._state == "open":
+            try:
+                async with self._others.use() as connection:
+                    status = await became_of(connection, xid, mark)
+            except (ProviderError, *ERRORS) as unreachable:
+                logger.info("it is not known yet: %s", unreachable)
+                status = "in progress"
+            if status == "committed":
+                return
+            if status == "aborted":
+                raise StoreUnavailable(f"{self._database.where} did not commit: {error}") from error
+            await asyncio.sleep(COMMIT_STATUS_S * self._random.uniform(0.5, 1.5))
+        raise StoreClosed(
+            f"{self._database.where} was closed before it was known whether a commit had succeeded"
+        ) from error
+
+    async def _work(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        return await self._repeated(self._others, work)
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        self._check_open()
+        self._watchers.append(changed)
+        self._keep(self._listen())
+
+        def end() -> None:
+            if changed in self._watchers:
+                self._watchers.remove(changed)
+
+        return end
+
+    def _keep(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _listen(self) -> None:
+        try:
+            await self._session.listen()
+        except ProviderError as error:
+            logger.info("no notifications for now: %s", error)
+
+    def _tell_watchers(self) -> None:
+        for changed in list(self._watchers):
+            changed()
+
+    # Nodes.
+
+    async def register_node(self, node_id: str, lease_ms: int) -> None:
+        self._check_open()
+        await self._session.register(node_id, lease_ms, self._given_ms())
+        self._node_ids.add(node_id)
+        await self._commit([])
+
+    def beat(self, node_id: str) -> bool:
+        self._check_open()
+        return self._heart.beat(node_id)
+
+    async def release_node(self, node_id: str) -> None:
+        self._check_open()
+        await self._work(lambda c: c.fetchval("select forget($1, null)", node_id))
+        self._node_ids.discard(node_id)
+        await self._session.unlock(node_id)
+        self._session.tell()
+
+    async def reap_nodes(self, node_id: str) -> list[str]:
+        self._check_open()
+        dead = await self._work(lambda c: self._watcher.reap(c, node_id, self._given_ms()))
+        if dead:
+            self._session.tell()
+        return dead
+
+    async def nodes(self) -> list[NodeRow]:
+        return await self._query(reads.nodes)
+
+    # Reading.
+
+    async def _query(
+        self,
+        read: Callable[Concatenate[Any, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        self._check_open()
+        try:
+            return await self._read_once(read, *args, **kwargs)
+        except LOST as error:
+            if isinstance(error, VALUE):
+                raise self._database.explain(error) from error
+        # The connection was of no use any more; a new one may be.
+        try:
+            return await self._read_once(read, *args, **kwargs)
+        except LOST as error:
+            raise self._database.explain(error) from error
+
+    async def _read_once(
+        self,
+        read: Callable[Concatenate[Any, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        try:
+            async with self._others.use() as connection:
+                return await read(connection, *args, **kwargs)
+        except LOST:
+            raise
+        except ERRORS as error:
+            raise self._database.explain(error) from error
+
+    async def survey(
+        self, node_id: str, capabilities: Capabilities, activity_names: frozenset[str]
+    ) -> Survey:
+        found, now_ms = await self._query(
+            reads.survey, node_id, capabilities, activity_names, self._given_ms()
+        )
+        self._note_time(now_ms)
+        return found
+
+    async def lost_activities(
+        self, node_id: str, claims: Collection[tuple[int, int, int]]
+    ) -> list[tuple[int, int, int]]:
+        return await self._query(reads.lost_activities, node_id, claims)
+
+    async def unrunnable(self, capabilities: Capabilities, limit: int) -> list[InstanceRow]:
+        return await self._query(reads.unrunnable, capabilities, limit, self._given_ms())
+
+    async def histories(self, wanted: Sequence[tuple[int, int]]) -> list[list[bytes]]:
+        return await self._query(reads.histories, wanted)
+
+    async def read_history(
+        self, instance_id: str, execution_id: int | None = None, after: int = 0, limit: int = 1000
+    ) -> list[bytes]:
+        return await self._query(reads.read_history, instance_id, execution_id, after, limit)
+
+    async def get_instances(self, instance_ids: Collection[str]) -> dict[str, InstanceRow]:
+        return await self._query(reads.get_instances, instance_ids)
+
+    async def get_execution(self, key: int, execution_id: int) -> ExecutionRow | None:
+        return await self._query(reads.get_execution, key, execution_id)
+
+    async def list_executions(self, instance_id: str) -> list[ExecutionRow]:
+        return await self._query(reads.list_executions, instance_id)
+
+    async def list_instances(
+        self, filter: RowFilter, after: int = 0, limit: int = 100
+    ) -> list[InstanceRow]:
+        return await self._query(reads.list_instances, filter, after, limit)
+
+    async def list_tree(self, instance_id: str) -> list[InstanceRow]:
+        return await self._query(reads.list_tree, instance_id)
+
+    async def queue_items(self, key: int, queue: str, after: int, limit: int) -> list[Message]:
+        return await self._query(reads.queue_items, key, queue, after, limit)
+
+    async def list_activities(self, key: int) -> list[ActivityRow]:
+        return await self._query(reads.list_activities, key)
+
+    async def snapshots(self, instance_id: str) -> list[Snapshot]:
+        return await self._query(reads.snapshots, instance_id)
+
+    async def count_instances(self) -> dict[str, int]:
+        return await self._query(reads.count_instances)
+
+    async def count_blocked(self) -> dict[str, int]:
+        return await self._query(reads.count_blocked)
+
+    async def depths(self) -> Depths:
+        return await self._query(reads.depths, self._given_ms())
