@@ -76,6 +76,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_done)
         return future
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        # A time limit (there is one from Python 3.12 on) would be over in no time.
+        await super().shutdown_default_executor()
+
     def _thread_done(self, _: object) -> None:
         self._jumping.busy_threads -= 1
 
