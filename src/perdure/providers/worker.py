@@ -20,7 +20,7 @@ POLL_S = 0.04
 
 
 class Worker:
-    """poll: called about every 25 ms while nothing is queued."""
+    """poll: called every POLL_S while nothing is queued."""
 
     def __init__(self, name: str) -> None:
         self.poll: Callable[[], None] | None = None
