@@ -54,6 +54,14 @@ async def terminate(url: str, state: str = "%") -> int:
     return ended
 
 
+async def terminate_all(admin: Any, database: str) -> None:
+    """End all connections to another database, which takes no new ones, and wait for that."""
+    query = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = $1"
+    async with asyncio.timeout(60):
+        while await admin.fetchval(query, database):
+            await asyncio.sleep(0.02)
+
+
 async def patiently(call: Any) -> Any:
     """The result of a call that is repeated as long as the store is unavailable."""
     async with asyncio.timeout(60):
@@ -216,8 +224,11 @@ async def test_what_keeps_an_open_store_from_connecting_may_go_away_again(
     other = with_database(url, "other")
     async with opened(other) as provider:
         await start(provider)
-        await terminate(other)
+        # A database with a session cannot be renamed, and the provider would connect again at once.
+        await admin.execute("alter database other allow_connections false")
+        await terminate_all(admin, "other")
         await admin.execute("alter database other rename to moved")
+        await admin.execute("alter database moved allow_connections true")
         with pytest.raises(StoreUnavailable, match="does not exist"):
             await patiently_until_refused(provider, "does not exist")
         await admin.execute("alter database moved rename to other")
