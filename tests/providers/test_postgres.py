@@ -310,7 +310,8 @@ async def test_a_caller_that_gives_up_leaves_no_transaction_open(store: World) -
     await asyncio.sleep(0)
     given_up.cancel()
 
-    assert isinstance(await one(provider, new("i-1")), Taken)
+    assert isinstance(await one(provider, new("i-1")), Started | Taken)
+    assert isinstance(await one(provider, note("i-1")), Sent)
 
 
 # Time.

@@ -27,6 +27,7 @@ class Fate:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
+        self.batches_at_once = 1 + seed % 4
         self.deaths = 0
         self._commits_left = self.random.randint(1, 20)
 
@@ -41,10 +42,12 @@ class Fate:
 
 
 class Mortal:
-    """A provider of a process that dies."""
+    """A provider of a process that dies. With several batches at once they are applied, and their
+    outcomes arrive, in any order."""
 
     def __init__(self, inner: Provider, fate: Fate) -> None:
         self.inner = inner
+        self.batches_at_once = fate.batches_at_once
         self.died = asyncio.Event()
         self._fate = fate
 
@@ -65,12 +68,20 @@ class Mortal:
     async def commit(self, batch: Sequence[Operation]) -> list[Outcome]:
         when = None if self.died.is_set() else self._fate.strikes()
         if when == "after":
-            await self.inner.commit(batch)
+            await self._commit(batch)
         if when is not None:
             self.died.set()
         if self.died.is_set():
             raise StoreUnavailable("dead")
-        return await self.inner.commit(batch)
+        return await self._commit(batch)
+
+    async def _commit(self, batch: Sequence[Operation]) -> list[Outcome]:
+        if self.batches_at_once == 1:
+            return await self.inner.commit(batch)
+        await asyncio.sleep(self._fate.random.uniform(0, 0.01))
+        outcomes = await self.inner.commit(batch)
+        await asyncio.sleep(self._fate.random.uniform(0, 0.01))
+        return outcomes
 
 
 class Place:

@@ -351,11 +351,17 @@ class Survey(Value, frozen=True):
 
 
 class NodeRow(Value, frozen=True):
+    """A known node. beat_ms: its last sign of life, that is, when its lease was renewed or begun.
+    instances, activities: how many of them it holds now."""
+
     node_id: str
     host: str
     pid: int
     started_ms: int
     lease_until_ms: int
+    beat_ms: int
+    instances: int
+    activities: int
 
 
 class RowFilter(Value, frozen=True):
@@ -388,7 +394,14 @@ class Depths(Value, frozen=True):
 
 class Provider(Protocol):
     """A store, opened by one process. Methods are called on the loop that opened it, except
-    `beat`, which may come from any thread. All raise StoreClosed after close."""
+    `beat`, which may come from any thread. All raise StoreClosed after close.
+
+    batches_at_once: how many batches may be handed to `commit` before the first has its outcome.
+    With more than one they may be committed in any order; none of them names an instance that
+    another names in the same way (by id or by key).
+    """
+
+    batches_at_once: int
 
     async def open(self) -> None:
         """Create or migrate the schema, verify settings. Raises StoreTooNew, ProviderError."""

@@ -104,14 +104,16 @@ class Activities:
         """An activity has been inserted unclaimed."""
         lane = self.lanes.find(activity.name)
         if lane is not None:
-            lane.backlog = True
+            lane.waits()
             self._claim(lane)
 
     def found_waiting(self) -> None:
         """The store has unclaimed activities that this node could run."""
         for lane in self.lanes.all:
-            lane.backlog = lane.surveyed = bool(lane.names)
-            self._claim(lane)
+            if lane.names:
+                lane.surveyed = True
+                lane.waits()
+                self._claim(lane)
 
     def claimable(self) -> frozenset[str]:
         """The names for which a slot is free. A full lane is not asked about: what waits for it
@@ -136,11 +138,12 @@ class Activities:
         if not isinstance(outcome, ClaimedActivities):
             self._node.expect(outcome, "claiming activities")
             return
-        lane.backlog = outcome.more
+        lane.backlog = outcome.more or lane.again
+        lane.again = False
         for claim in outcome.activities:
             lane.taken += 1
             self._start_claimed(claim)
-        if outcome.activities or outcome.more:
+        if outcome.activities or lane.backlog:
             self._claim(lane)
         elif lane.surveyed:
             self._claim_alone(lane)

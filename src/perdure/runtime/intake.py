@@ -47,6 +47,7 @@ class Intake:
         self._activities = activities
         self._news = asyncio.Event()
         self._claiming = False
+        self._claim_again = False
         self._told_at = 0.0
         self._due: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,6 +142,7 @@ class Intake:
     def _claim(self, alone: bool = False) -> None:
         node = self._node
         if self._claiming or node.stopping or node.alone is not None:
+            self._claim_again = self._claiming
             return
         if alone and not node.begin_alone(self):
             self._wake_in(ALONE_S)
@@ -158,7 +160,11 @@ class Intake:
             self._node.expect(outcome, "claiming instances")
             self._wake_in(0.5)
             return
+        again, self._claim_again = self._claim_again, False
         if not outcome.instances:
+            if again:
+                # What has come meanwhile this claim may not have seen.
+                self.news()
             if alone:
                 self._wake_in(ALONE_S)
             else:

@@ -12,10 +12,11 @@ from perdure.runtime.options import Options
 class Lane:
     """slots: how many of these activities run at once. taken: slots in use, by running activities
     and by those that start when their turn is committed. backlog: an older one is known to wait in
-    the queue. claiming: a claim is under way. surveyed: a survey has seen something in the queue
+    the queue. claiming: a claim is under way. again: something came into the queue meanwhile, which the
+    claim may not have seen. surveyed: a survey has seen something in the queue
     that no claim has taken since."""
 
-    __slots__ = ("backlog", "claiming", "names", "slots", "surveyed", "taken")
+    __slots__ = ("again", "backlog", "claiming", "names", "slots", "surveyed", "taken")
 
     def __init__(self, names: frozenset[str], slots: int) -> None:
         self.names = names
@@ -23,7 +24,13 @@ class Lane:
         self.taken = 0
         self.backlog = False
         self.claiming = False
+        self.again = False
         self.surveyed = False
+
+    def waits(self) -> None:
+        """Something is known to wait in the queue."""
+        self.backlog = True
+        self.again = self.claiming
 
     def reserve(self) -> bool:
         """Take a slot for an activity that is about to be inserted, if it may run here at once.

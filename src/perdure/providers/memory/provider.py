@@ -36,6 +36,8 @@ from perdure.providers.memory.tables import is_runnable
 class MemoryProvider:
     """A provider on a store that it may share with others, in other threads too."""
 
+    batches_at_once = 1
+
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self._state = "new"
@@ -114,7 +116,8 @@ class MemoryProvider:
         now = self.now_ms()
         if node_id in self._store.nodes:
             raise ProviderError(f"node {node_id} is registered by another process")
-        row = NodeRow(node_id, socket.gethostname(), os.getpid(), now, now + lease_ms)
+        place = socket.gethostname(), os.getpid()
+        row = NodeRow(node_id, *place, now, now + lease_ms, now, instances=0, activities=0)
         self._store.nodes[node_id] = Node(row, lease_ms)
         self._node_ids.add(node_id)
 
@@ -124,8 +127,10 @@ class MemoryProvider:
             node = self._store.nodes.get(node_id)
             if node is None:
                 return False
-            lease_until_ms = self.now_ms() + node.lease_ms
-            node.row = msgspec.structs.replace(node.row, lease_until_ms=lease_until_ms)
+            now = self.now_ms()
+            node.row = msgspec.structs.replace(
+                node.row, lease_until_ms=now + node.lease_ms, beat_ms=now
+            )
             return True
 
     async def release_node(self, node_id: str) -> None:
@@ -153,7 +158,14 @@ class MemoryProvider:
     async def nodes(self) -> list[NodeRow]:
         self._check_open()
         with self._store.lock:
-            return [node.row for _, node in sorted(self._store.nodes.items())]
+            instances = Counter(each.owner for each in self._store.instances.values())
+            activities = Counter(each.owner for each in self._store.all_activities())
+            return [
+                msgspec.structs.replace(
+                    node.row, instances=instances[node_id], activities=activities[node_id]
+                )
+                for node_id, node in sorted(self._store.nodes.items())
+            ]
 
     async def survey(
         self, node_id: str, capabilities: Capabilities, activity_names: frozenset[str]

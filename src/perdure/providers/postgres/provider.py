@@ -45,6 +45,7 @@ from perdure.providers.postgres.nodes import Watcher
 from perdure.providers.postgres.schema import migrate
 from perdure.providers.postgres.session import Session
 
+BATCHES_AT_ONCE = 4
 CONNECTIONS = 4
 """For everything but the commits, the session and the heartbeats."""
 REPEATS = 20
@@ -67,6 +68,8 @@ class PostgresProvider:
     and "after_commit"; for tests that break the connection there.
     """
 
+    batches_at_once = BATCHES_AT_ONCE
+
     def __init__(
         self,
         url: str,
@@ -79,9 +82,12 @@ class PostgresProvider:
         self._probe = probe
         self._pid = os.getpid()
         self._state = "new"
-        self._writer = secrets.token_hex(16)
+        name = secrets.token_hex(16)
+        # One for each transaction that may be open: each marks a row of its own.
+        self._writers = [f"{name}/{number}" for number in range(BATCHES_AT_ONCE)]
+        self._free_writers = list(self._writers)
         self._batches = 0
-        self._random = Random(self._writer)
+        self._random = Random(name)
         self._seen_ms = 0
         self._seen_at_s = 0.0
         self._keys: deque[int] = deque()
@@ -90,7 +96,6 @@ class PostgresProvider:
         self._watchers: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop
-        self._order: asyncio.Lock
         self._write: Connections
         self._others: Connections
         self._session: Session
@@ -109,8 +114,7 @@ class PostgresProvider:
             self._state = "closed"
             raise
         self._loop = asyncio.get_running_loop()
-        self._order = asyncio.Lock()
-        self._write = Connections(self._database, 1)
+        self._write = Connections(self._database, BATCHES_AT_ONCE)
         self._others = Connections(self._database, CONNECTIONS)
         self._session = Session(self._database, self._tell_watchers)
         self._heart = Heart(self._database, self._given_ms)
@@ -149,9 +153,9 @@ class PostgresProvider:
             query = "update nodes set lease_until_ms = 0 where node_id = any($1::text[])"
             await self._work(lambda c: c.execute(query, list(self._node_ids)))
         if self._batches:
-            query = "delete from writers where writer = $1 or at_ms < $2"
+            query = "delete from writers where writer = any($1::text[]) or at_ms < $2"
             before_ms = self.now_ms() - WRITERS_MS
-            await self._work(lambda c: c.execute(query, self._writer, before_ms))
+            await self._work(lambda c: c.execute(query, self._writers, before_ms))
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -194,10 +198,7 @@ class PostgresProvider:
         return asyncio.shield(task)
 
     async def _commit(self, batch: Sequence[Operation]) -> list[Outcome]:
-        # In the order in which they were handed over, also if one has to be repeated, and none
-        # before it is known what became of the one before.
-        async with self._order:
-            done = await self._repeated(self._write, lambda c: self._transaction(c, batch))
+        done = await self._repeated(self._write, lambda c: self._transaction(c, batch))
         self._seen_ms, self._seen_at_s = done.now_ms, done.seen_at_s
         self._keys.extend(done.keys)
         if done.marked:
@@ -222,25 +223,31 @@ class PostgresProvider:
     async def _transaction(self, connection: Any, batch: Sequence[Operation]) -> Applied:
         wanted = KEYS if self._node_ids and len(self._keys) < KEYS // 2 else 0
         self._batches += 1
-        mark = Mark(self._writer, self._batches)
-        await connection.execute("begin")
+        mark = Mark(self._free_writers.pop(), self._batches)
         try:
-            done = await apply(connection, batch, mark, self._given_ms(), wanted)
-            await self._reached("before_commit")
-        except BaseException:
-            if not connection.is_closed():
-                await connection.execute("rollback")
-            raise
+            await connection.execute("begin")
+            try:
+                done = await apply(connection, batch, mark, self._given_ms(), wanted)
+                await self._reached("before_commit")
+            except BaseException:
+                if not connection.is_closed():
+                    await connection.execute("rollback")
+                raise
+            await self._end(connection, done, mark)
+            return done
+        finally:
+            self._free_writers.append(mark.writer)
+
+    async def _end(self, connection: Any, done: Applied, mark: Mark) -> None:
         if done.xid is None:
             await connection.execute("rollback")
-            return done
+            return
         try:
             await connection.execute("commit")
             await self._reached("after_commit")
         except (asyncpg.PostgresError, *LOST) as error:
             connection.terminate()
             await self._find_out(done.xid, mark if done.marked else None, error)
-        return done
 
     async def _reached(self, place: str) -> None:
         if self._probe is not None:

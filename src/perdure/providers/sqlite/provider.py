@@ -52,6 +52,8 @@ class SqliteProvider:
     StoreUnavailable. probe: see Writer.
     """
 
+    batches_at_once = 1
+
     def __init__(
         self,
         path: str | Path,
@@ -172,7 +174,7 @@ class SqliteProvider:
         self._leases[node_id] = lease_ms
 
         def register() -> None:
-            self._locks.take(node_id)
+            self._locks.take(node_id, lease_ms)
             try:
                 self._writer.register(node_id, lease_ms)
             except BaseException:
@@ -208,7 +210,7 @@ class SqliteProvider:
         await self._write.submit(release)
 
     async def reap_nodes(self, node_id: str) -> list[str]:
-        others = [row.node_id for row in await self.nodes() if row.node_id != node_id]
+        others = [other for other in await self._query(reads.node_ids) if other != node_id]
 
         def reap() -> list[str]:
             unlocked = [other for other in others if self._locks.is_free(other)]
@@ -218,7 +220,7 @@ class SqliteProvider:
         return await self._write.submit(reap) if others else []
 
     async def nodes(self) -> list[NodeRow]:
-        return await self._query(reads.nodes)
+        return await self._query(reads.nodes, self._locks.lease_of)
 
     # Reading.
 
