@@ -44,11 +44,9 @@ begin
     end if;
     if cardinality(p_claimed) > 0 then
         claimed := array(
-            select a from activities as a
-            where (a.key, a.execution_id, a.event_id) in (
-                select w.key, w.execution_id, w.event_id from unnest(p_claimed) as w
-            )
-            order by a.key, a.execution_id, a.event_id for update
+            select a from unnest(p_claimed) as w join activities as a
+                on a.key = w.key and a.execution_id = w.execution_id and a.event_id = w.event_id
+            order by a.key, a.execution_id, a.event_id for update of a
         );
     end if;
     if cardinality(p_events) > 0 then
@@ -284,13 +282,15 @@ begin
         exit when cardinality(tries) = 0;
         tried := tried || tries;
         places := places || array(
-            select row(a.key, a.execution_id, a.event_id)::place
-            from unnest(tries) as w join activities as a
-                on a.key = w.key and a.execution_id = w.execution_id and a.event_id = w.event_id
-            where a.owner is null and a.due_ms <= p_now
-                and a.claims >= p_least and a.claims < p_most
-            order by a.due_ms, a.key, a.execution_id, a.event_id
-            for update of a skip locked
+            select row(one.key, one.execution_id, one.event_id)::place
+            from unnest(tries) as w cross join lateral (
+                select a.* from activities as a
+                where a.key = w.key and a.execution_id = w.execution_id
+                    and a.event_id = w.event_id and a.owner is null and a.due_ms <= p_now
+                    and a.claims >= p_least and a.claims < p_most
+                for update skip locked
+            ) as one
+            order by one.due_ms, one.key, one.execution_id, one.event_id
         );
         exit when cardinality(places) >= p_limit;
     end loop;
@@ -306,7 +306,7 @@ begin
         );
         holders := array(
             select i from instances as i
-            where i.key in (select w.key from unnest(places) as w)
+            where i.key = any(array(select w.key from unnest(places) as w))
         );
         xid := pg_current_xact_id_if_assigned();
     end if;
@@ -398,10 +398,10 @@ begin
     if p_lease_until is not null and not known then
         return false;
     end if;
-    perform from instances as i
-        where i.owner = p_node
-            or i.key in (select a.key from activities as a where a.owner = p_node)
-        order by i.key for update;
+    perform from instances as i where i.key = any(array(
+            select j.key from instances as j where j.owner = p_node
+            union select a.key from activities as a where a.owner = p_node
+        )) order by i.key for update;
     update instances as i set owner = null, token = null where i.owner = p_node;
     update activities as a set owner = null where a.owner = p_node;
     return known;
