@@ -131,10 +131,10 @@ class Committer:
     def _take(self) -> list[Item]:
         """The next batch: in the order of the queue, without what touches an instance of a batch
         in flight, or of something that has to wait for one."""
+        items: list[Item] = []
         if self._flights_max == 1:
             items, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
             return items
-        items: list[Item] = []
         left: list[Item] = []
         waiting: set[int | str] = set()
         place = 0

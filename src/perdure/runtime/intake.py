@@ -51,7 +51,7 @@ class Intake:
         self._told_at = 0.0
         self._due: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._end_watch = node.provider.watch(self.news)
+        self._end_watch = node.provider.watch(self.news, node.node_id)
 
     def start(self) -> None:
         self._spawn(self._forever(self._survey_at_news, "survey the store"))
@@ -92,12 +92,16 @@ class Intake:
                 await step()
             except StoreUnavailable as error:
                 logger.warning("cannot %s: %s; trying again", what, error)
-                await asyncio.sleep(RETRY_S)
+                await self._wait_a_little()
                 self.news()
             except Exception:
                 logger.exception("cannot %s; trying again", what)
-                await asyncio.sleep(RETRY_S)
+                await self._wait_a_little()
                 self.news()
+
+    async def _wait_a_little(self) -> None:
+        # Many nodes must not come back at one moment from an outage that they all had.
+        await asyncio.sleep(RETRY_S * self._node.random.uniform(0.5, 1.5))
 
     # Surveys.
 
@@ -231,7 +235,7 @@ class Intake:
             histories = await self._node.provider.histories(wanted)
         except PerdureError as error:
             logger.warning("cannot read histories: %s; trying again", error)
-            await asyncio.sleep(0.2)
+            await self._wait_a_little()
             self._load_soon([resident for resident in residents if not resident.released])
             return
         for number, (resident, lines) in enumerate(zip(residents, histories, strict=True)):
@@ -263,7 +267,7 @@ class Intake:
             except PerdureError as error:
                 logger.warning("cannot read an event queue: %s; trying again", error)
                 resident.forget_items()
-                await asyncio.sleep(RETRY_S)
+                await self._wait_a_little()
         resident.loading = False
         self._turns.ready(resident)
 

@@ -12,9 +12,9 @@ from perdure.runtime.options import Options
 class Lane:
     """slots: how many of these activities run at once. taken: slots in use, by running activities
     and by those that start when their turn is committed. backlog: an older one is known to wait in
-    the queue. claiming: a claim is under way. again: something came into the queue meanwhile, which the
-    claim may not have seen. surveyed: a survey has seen something in the queue
-    that no claim has taken since."""
+    the queue. claiming: a claim is under way. again: something came into the queue meanwhile,
+    which the claim may not have seen. surveyed: a survey has seen something in the queue that no
+    claim has taken since."""
 
     __slots__ = ("again", "backlog", "claiming", "names", "slots", "surveyed", "taken")
 

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from perdure.errors import TurnLimitExceeded
+from perdure.errors import StoreUnavailable, TurnLimitExceeded
 
 TICK_S = 1.0
 REPORT_S = 1.0
@@ -115,12 +115,16 @@ class Watchdog:
             # another node, so the lease is left to run out.
             if stuck_s > 2 * self._turn_timeout_s or now < beat_at:
                 continue
-            beat_at = now + self._lease_s / 3
             try:
                 alive = self._beat()
+            except StoreUnavailable as error:
+                # At the next tick: an outage may have taken most of the lease.
+                logger.warning("the heartbeat failed: %s; trying again", error)
+                continue
             except Exception:
                 logger.warning("the heartbeat failed; trying again", exc_info=True)
                 continue
+            beat_at = now + self._lease_s / 3
             if not alive:
                 self._lost()
                 return

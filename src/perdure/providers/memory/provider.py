@@ -101,7 +101,9 @@ class MemoryProvider:
             else:
                 self._loop.call_soon_threadsafe(changed)
 
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+    def watch(
+        self, changed: Callable[[], None], node_id: str | None = None
+    ) -> Callable[[], None]:
         self._check_open()
         self._watchers.append(changed)
 

@@ -35,6 +35,7 @@ from perdure.providers.contract import (
     Undeletable,
 )
 from perdure.providers.postgres.decisions import decide
+from perdure.providers.postgres.hints import Hint
 from perdure.providers.postgres.rows import Instance
 from perdure.providers.postgres.sheet import PUT, Sheet
 from perdure.providers.postgres.wanted import LOOK, Wanted
@@ -57,7 +58,7 @@ class Applied:
     """What became of a batch, as long as its transaction is committed. xid: the transaction's id,
     or None if nothing was written. seen_at_s: when now_ms arrived here, by the monotonic clock.
     marked: whether the writer's row has the number of the batch; without it only claims were made.
-    keys: fresh ones."""
+    keys: fresh ones. hint: what others are to be told."""
 
     outcomes: list[Outcome]
     now_ms: int
@@ -65,6 +66,7 @@ class Applied:
     xid: str | None = None
     marked: bool = False
     keys: list[int] = field(default_factory=list)
+    hint: Hint = field(default_factory=Hint)
 
 
 class Mark(NamedTuple):
@@ -96,7 +98,8 @@ async def apply(
     for place, operation in ordered:
         if place not in found:
             found[place] = decide(sheet, operation)
-    done = Applied([], sheet.now_ms, seen_at_s)
+    done = Applied([], sheet.now_ms, seen_at_s, hint=sheet.hint)
+    done.hint.ended |= bool(deletes)
     lists = sheet.parameters()
     if deletes or any(lists):
         pruned, done.xid = await connection.fetchrow(PUT, *lists, *mark, sheet.now_ms)

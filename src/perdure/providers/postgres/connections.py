@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -12,26 +13,45 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from perdure.errors import ProviderError, StoreUnavailable
+from perdure.providers.postgres.pooled import Pooled
 
 DEFAULT_SCHEMA = "perdure"
 CONNECT_S = 10.0
 COMMAND_S = 30.0
+"""Longer than that no statement takes on a server that is alive."""
+STATEMENTS = 100
+"""How many a connection remembers."""
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")
 
+_NAMED = {"application_name": "perdure", "client_encoding": "UTF8"}
 _SETTINGS = {
-    "application_name": "perdure",
-    "client_encoding": "UTF8",
     # A process that is stopped inside its transaction must not hold its locks for ever.
-    "idle_in_transaction_session_timeout": "10s",
-    "default_transaction_isolation": "read committed",
+    "idle_in_transaction_session_timeout": "10000",
     # Every statement here finds a few rows by an index. Plans made while a table was small would
     # otherwise read it whole for as long as the connection lives.
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_material": "off",
-    "jit": "off",
+    # Not "jit": the driver changes that one for a moment, for the whole session.
+    "jit_above_cost": "-1",
 }
+_SESSION_SETTINGS = {
+    "default_transaction_isolation": "read committed",
+    # When a client's machine is gone its locks fall free, as below.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+}
+# A peer that does not even acknowledge what arrives has gone: known after about 11 seconds, while
+# one that is only slow to answer is not given up.
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 5),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 2),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 11_000),
+)
 
 LOST = (
     OSError,
@@ -79,9 +99,16 @@ ERRORS = (asyncpg.PostgresError, *LOST, *VALUE)
 
 class Database:
     """Where a store is: an address of PostgreSQL's own form, with `?schema=name` for the store's
-    schema. Raises ProviderError if that is no lower-case identifier.
+    schema and `pooling=transaction` if the address is that of a pooler, such as PgBouncer, which
+    gives every transaction another session. Raises ProviderError if the schema is no lower-case
+    identifier, or pooling neither that nor `session`.
 
-    where: how errors name it; without user and password.
+    Of several hosts the one that can be written is taken, unless target_session_attrs says
+    otherwise.
+
+    where: how errors name it; without user and password. pooled: whether through such a pooler.
+    settings: what sessions are started with. begin: the statements, one round trip, that begin a
+    transaction in which the store's tables are found.
     """
 
     def __init__(self, url: str) -> None:
@@ -93,22 +120,49 @@ class Database:
                 f"schema {self.schema!r} is no name for a store; use up to 63 lower-case letters, "
                 "digits and underscores"
             )
-        rest = urlencode([(name, value) for name, value in query if name != "schema"])
-        self._dsn = urlunsplit(parts._replace(query=rest))
+        pooling = dict(query).get("pooling", "session")
+        if pooling not in ("session", "transaction"):
+            raise ProviderError(f"pooling={pooling} is not known; use session or transaction")
+        self.pooled = pooling == "transaction"
+        rest = [(name, value) for name, value in query if name not in ("schema", "pooling")]
         address = parts.netloc.rpartition("@")[2]
+        if "," in address and "target_session_attrs" not in dict(rest):
+            rest.append(("target_session_attrs", "read-write"))
+        self._url = parts._replace(query=urlencode(rest))
         self.where = f"postgresql://{address}{parts.path} (schema {self.schema})"
+        settings = {**_SETTINGS, "search_path": f'"{self.schema}"'}
+        if self.pooled:
+            local = [f"set local {name} = {value}" for name, value in settings.items()]
+            self.begin = "; ".join(("begin isolation level read committed", *local))
+            self.settings = _NAMED
+        else:
+            self.begin = "begin"
+            self.settings = {**_NAMED, **_SESSION_SETTINGS, **settings}
 
     async def connect(self) -> Any:
         """A new connection. Raises StoreUnavailable or ProviderError with the reason."""
         try:
-            return await asyncpg.connect(
-                self._dsn,
+            connection = await asyncpg.connect(
+                urlunsplit(self._url),
                 timeout=CONNECT_S,
                 command_timeout=COMMAND_S,
-                server_settings={**_SETTINGS, "search_path": f'"{self.schema}"'},
+                server_settings=self.settings,
+                # What is prepared in one session does not exist in that of the next transaction.
+                statement_cache_size=0 if self.pooled else STATEMENTS,
             )
         except ERRORS as error:
+            if isinstance(error, TimeoutError):
+                self._begin_with_another()
             raise self.explain(error) from error
+        _keep_alive(connection)
+        return Pooled(connection) if self.pooled else connection
+
+    def _begin_with_another(self) -> None:
+        """A host that does not even refuse leaves no time for those named after it."""
+        user, at, hosts = self._url.netloc.rpartition("@")
+        first, comma, others = hosts.partition(",")
+        if comma:
+            self._url = self._url._replace(netloc=f"{user}{at}{others},{first}")
 
     async def connect_again(self) -> Any:
         """The same for a store that was open before: whatever is in the way may go away again."""
@@ -119,6 +173,16 @@ class Database:
         except ProviderError as error:
             raise StoreUnavailable(str(error)) from error
 
+    @contextlib.asynccontextmanager
+    async def work(self, connection: Any) -> AsyncIterator[None]:
+        """Around a piece of work that begins no transaction: through a pooler it is one. After an
+        error that is left open: the connection must then be closed."""
+        if self.pooled:
+            await connection.execute(self.begin)
+        yield
+        if self.pooled:
+            await commit(connection)
+
     def explain(self, error: BaseException) -> ProviderError:
         """What an error of the driver or the server means to a caller."""
         reason = str(error) or type(error).__name__
@@ -126,6 +190,11 @@ class Database:
             return error
         if isinstance(error, VALUE):
             return ProviderError(f"{self.where} does not accept a value: {reason}")
+        if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in reason:
+            return ProviderError(
+                f"{self.where} is behind a pooler that refuses a session's settings ({reason}); "
+                "add pooling=transaction to the URL"
+            )
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             return StoreUnavailable(f"{self.where} is read-only now (a standby?): {reason}")
         if isinstance(error, _REFUSED):
@@ -136,10 +205,15 @@ class Database:
 
 
 class Connections:
-    """At most `limit` connections, made when they are needed and kept; first come, first served."""
+    """At most `limit` connections, made when they are needed and kept; first come, first served.
 
-    def __init__(self, database: Database, limit: int) -> None:
+    begins: whether their users begin transactions by themselves. If not, each use is one
+    transaction through a pooler, and otherwise each statement is.
+    """
+
+    def __init__(self, database: Database, limit: int, *, begins: bool = False) -> None:
         self._database = database
+        self._begins = begins
         self._idle: list[Any] = []
         self._free = asyncio.Semaphore(limit)
         self._closed = False
@@ -158,7 +232,11 @@ class Connections:
                 connection = await self._database.connect_again()
             keep = False
             try:
-                yield connection
+                if self._begins:
+                    yield connection
+                else:
+                    async with self._database.work(connection):
+                        yield connection
                 keep = True
             except asyncio.CancelledError:
                 raise
@@ -193,3 +271,24 @@ async def close(connection: Any) -> None:
         await connection.close(timeout=2)
     except (asyncpg.PostgresError, *LOST):
         connection.terminate()
+
+
+async def commit(connection: Any) -> None:
+    """COMMIT. It is given up after COMMAND_S, but never cancelled: a server that waits for its
+    standby would then report as committed what may be lost with it."""
+    end = asyncio.get_running_loop().call_later(COMMAND_S, connection.terminate)
+    try:
+        await connection.execute("commit", timeout=2 * COMMAND_S)
+    finally:
+        end.cancel()
+
+
+def _keep_alive(connection: Any) -> None:
+    # The driver does not show its socket otherwise.
+    peer = connection._transport.get_extra_info("socket")
+    if peer is None or peer.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    for level, name, value in _KEEPALIVE:
+        # Each of them exists where the system has it.
+        if hasattr(socket, name):
+            peer.setsockopt(level, getattr(socket, name), value)

@@ -105,6 +105,7 @@ def _write(sheet: Sheet, turn: CommitTurn) -> None:
         sheet.drop_timer((key, execution_id, event_id))
     for new in turn.activities:
         sheet.insert_activity(_new_activity(new, turn, now))
+        sheet.hint.work |= not new.claimed
     for timer in turn.timers:
         sheet.insert_timer((key, execution_id, timer.event_id), timer.fire_at_ms)
 
@@ -138,6 +139,8 @@ def _advance(sheet: Sheet, instance: Instance, turn: CommitTurn) -> None:
         instance.due_ms = turn.due_ms
     if turn.release:
         instance.owner = instance.token = None
+        if instance.due_ms is not None and instance.due_ms <= sheet.now_ms:
+            sheet.due(instance)
     sheet.change(instance)
 
 
@@ -148,6 +151,7 @@ def _end(sheet: Sheet, instance: Instance, turn: CommitTurn) -> int:
     execution = sheet.execution(instance, turn.execution_id)
     execution.status, execution.ended_ms = ending.status, now
     execution.output, execution.error = ending.output, ending.error
+    sheet.hint.ended = True
     sheet.end_execution(turn.key, turn.execution_id)
     if following is not None:
         number, version = following.execution_id, following.version
@@ -182,6 +186,8 @@ def _start(sheet: Sheet, start: StartInstance) -> tuple[Started | Taken, int]:
         raise ProviderError("owner and token must be given together")
     instance = _new_instance(sheet, start)
     sheet.insert(instance)
+    if instance.owner is None:
+        sheet.due(instance)
     sheet.insert_execution(
         Execution(
             *(instance.key, 1, start.version, "pending", start.input, None, None),
@@ -251,6 +257,7 @@ def _deliver(sheet: Sheet, instance: Instance, body: bytes, queue: str | None = 
         due_ms = min(due_ms, instance.due_ms)
     instance.mail, instance.due_ms = instance.mail + 1, due_ms
     sheet.change(instance)
+    sheet.due(instance)
 
 
 def _claimed(
@@ -288,6 +295,7 @@ def _release_activity(sheet: Sheet, release: ReleaseActivity) -> Done | Refused:
     activity.owner, activity.attempt = None, activity.attempt - 1
     activity.claims = max(activity.claims - 1, 0)
     sheet.change_activity(activity)
+    sheet.hint.work = True
     return _DONE
 
 
@@ -305,6 +313,8 @@ def _release(sheet: Sheet, release: ReleaseInstance) -> Done | Refused:
     elif instance.mail == release.mail_seen:
         instance.due_ms = release.due_ms
     sheet.change(instance)
+    if instance.due_ms is not None and instance.due_ms <= sheet.now_ms:
+        sheet.due(instance)
     return _DONE
 
 
@@ -326,6 +336,7 @@ def _import(sheet: Sheet, operation: ImportInstances) -> Imported | Taken:
         if one.instance_id in sheet.by_id:
             raise ProviderError(f"instance {one.instance_id!r} is imported twice")
         _insert(sheet, one)
+    sheet.hint.work = True
     return Imported()
 
 

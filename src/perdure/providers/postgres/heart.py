@@ -71,7 +71,8 @@ class Heart:
                 if self._connection is None or self._connection.is_closed():
                     self._connection = await self._database.connect_again()
                 values = self._now_ms(), node_id
-                found = await self._connection.fetchval(_BEAT, *values, timeout=BEAT_S)
+                async with asyncio.timeout(BEAT_S), self._database.work(self._connection):
+                    found = await self._connection.fetchval(_BEAT, *values)
                 return found is not None
             except (asyncpg.PostgresError, *LOST) as error:
                 if self._connection is not None:

@@ -39,13 +39,15 @@ from perdure.providers.postgres.connections import (
     Connections,
     Database,
     close,
+    commit,
 )
 from perdure.providers.postgres.heart import Heart
+from perdure.providers.postgres.hints import Hint
 from perdure.providers.postgres.nodes import Watcher
 from perdure.providers.postgres.schema import migrate
 from perdure.providers.postgres.session import Session
 
-BATCHES_AT_ONCE = 4
+BATCHES_AT_ONCE = 2
 CONNECTIONS = 4
 """For everything but the commits, the session and the heartbeats."""
 REPEATS = 20
@@ -93,7 +95,7 @@ class PostgresProvider:
         self._keys: deque[int] = deque()
         self._node_ids: set[str] = set()
         self._watcher = Watcher()
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers: list[tuple[Callable[[], None], str | None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop
         self._write: Connections
@@ -114,16 +116,16 @@ class PostgresProvider:
             self._state = "closed"
             raise
         self._loop = asyncio.get_running_loop()
-        self._write = Connections(self._database, BATCHES_AT_ONCE)
+        self._write = Connections(self._database, BATCHES_AT_ONCE, begins=True)
         self._others = Connections(self._database, CONNECTIONS)
-        self._session = Session(self._database, self._tell_watchers)
+        self._session = Session(self._database, self._tell_watchers, self._heard)
         self._heart = Heart(self._database, self._given_ms)
         self._state = "open"
 
     async def _migrate(self) -> None:
         connection = await self._database.connect()
         try:
-            await migrate(connection, self._database.where, self._database.schema)
+            await migrate(connection, self._database)
             self._note_time(await connection.fetchval(f"select {reads.NOW}", self._given_ms()))
         except (asyncpg.PostgresError, *LOST) as error:
             raise self._database.explain(error) from error
@@ -201,8 +203,8 @@ class PostgresProvider:
         done = await self._repeated(self._write, lambda c: self._transaction(c, batch))
         self._seen_ms, self._seen_at_s = done.now_ms, done.seen_at_s
         self._keys.extend(done.keys)
-        if done.marked:
-            self._session.tell()
+        done.hint.leave_out(self._node_ids)
+        self._session.tell(done.hint)
         return done.outcomes
 
     async def _repeated(self, connections: Connections, work: Callable[[Any], Awaitable[T]]) -> T:
@@ -225,7 +227,7 @@ class PostgresProvider:
         self._batches += 1
         mark = Mark(self._free_writers.pop(), self._batches)
         try:
-            await connection.execute("begin")
+            await connection.execute(self._database.begin)
             try:
                 done = await apply(connection, batch, mark, self._given_ms(), wanted)
                 await self._reached("before_commit")
@@ -243,7 +245,7 @@ class PostgresProvider:
             await connection.execute("rollback")
             return
         try:
-            await connection.execute("commit")
+            await commit(connection)
             await self._reached("after_commit")
         except (asyncpg.PostgresError, *LOST) as error:
             connection.terminate()
@@ -276,14 +278,15 @@ class PostgresProvider:
     async def _work(self, work: Callable[[Any], Awaitable[T]]) -> T:
         return await self._repeated(self._others, work)
 
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+    def watch(self, changed: Callable[[], None], node_id: str | None = None) -> Callable[[], None]:
         self._check_open()
-        self._watchers.append(changed)
+        watcher = changed, node_id
+        self._watchers.append(watcher)
         self._keep(self._listen())
 
         def end() -> None:
-            if changed in self._watchers:
-                self._watchers.remove(changed)
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
 
         return end
 
@@ -299,8 +302,13 @@ class PostgresProvider:
             logger.info("no notifications for now: %s", error)
 
     def _tell_watchers(self) -> None:
-        for changed in list(self._watchers):
+        for changed, _ in list(self._watchers):
             changed()
+
+    def _heard(self, hint: Hint) -> None:
+        for changed, node_id in list(self._watchers):
+            if node_id is None or hint.concerns(node_id):
+                changed()
 
     # Nodes.
 
@@ -319,13 +327,13 @@ class PostgresProvider:
         await self._work(lambda c: c.fetchval("select forget($1, null)", node_id))
         self._node_ids.discard(node_id)
         await self._session.unlock(node_id)
-        self._session.tell()
+        self._session.tell(Hint(everything=True))
 
     async def reap_nodes(self, node_id: str) -> list[str]:
         self._check_open()
         dead = await self._work(lambda c: self._watcher.reap(c, node_id, self._given_ms()))
         if dead:
-            self._session.tell()
+            self._session.tell(Hint(everything=True))
         return dead
 
     async def nodes(self) -> list[NodeRow]:

@@ -166,7 +166,7 @@ async def get_instances(connection: Any, instance_ids: Collection[str]) -> dict[
 
 
 async def list_tree(connection: Any, instance_id: str) -> list[InstanceRow]:
-    query = f"{_INSTANCES} where i.key in (select tree($1)) order by i.key"
+    query = f"{_INSTANCES} where i.key = any(array(select tree($1))) order by i.key"
     return await _rows(connection, query, instance_id)
 
 
@@ -307,9 +307,18 @@ async def read_history(
     return events
 
 
+# A process that leaves lets the lease be over at once: that is no sign of life.
+_NODES = """
+select n.node_id, n.host, n.pid, n.started_ms, n.lease_until_ms,
+    greatest(n.started_ms, n.lease_until_ms - n.lease_ms),
+    (select count(*) from instances as i where i.owner = n.node_id),
+    (select count(*) from activities as a where a.owner = n.node_id)
+from nodes as n order by n.node_id
+"""
+
+
 async def nodes(connection: Any) -> list[NodeRow]:
-    query = "select node_id, host, pid, started_ms, lease_until_ms from nodes order by node_id"
-    return [NodeRow(*row) for row in await connection.fetch(query)]
+    return [NodeRow(*row) for row in await connection.fetch(_NODES)]
 
 
 # Snapshots.
@@ -342,7 +351,7 @@ _EVENTS = (
 _OWN = (
     "select key, instance_id, incarnation, name, version, status, execution_id, nesting, "
     "created_ms, finished_ms, due_ms, parent_instance, parent_incarnation, parent_execution, "
-    "parent_event from instances where key in (select tree($1)) order by key"
+    "parent_event from instances where key = any(array(select tree($1))) order by key"
 )
 
 

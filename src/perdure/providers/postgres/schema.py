@@ -1,8 +1,9 @@
 """The tables of a PostgreSQL store, and how a schema gets them: numbered migrations, forward only.
 
 One schema of a database is one store; the table `perdure_schema` in it holds the number of the last
-migration applied. Migrations run under an advisory lock in one transaction, so that any number of
-nodes may open an empty schema at once. The functions through which batches go are part of them.
+migration applied, and on which server the store was last seen, since when (null: since it was
+made). Migrations run under an advisory lock in one transaction, so that any number of nodes may
+open an empty schema at once. The functions through which batches go are part of them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from perdure.errors import ProviderError, StoreTooNew
+from perdure.providers.postgres.connections import Database
 from perdure.providers.postgres.functions import FUNCTIONS_1
 
 SERVER_VERSION_MIN = 130_000
+
+SERVER = "pg_postmaster_start_time()::text"
+"""Which server this is; another one since a promotion, and the same one since its start."""
 
 _TABLES_1 = """
 create sequence instance_keys;
@@ -128,7 +133,7 @@ create table nodes (
     started_ms bigint not null,
     lease_until_ms bigint not null,
     lease_ms bigint not null,
-    lock_id bigint not null,
+    lock_id bigint,
     server text not null
 );
 
@@ -144,15 +149,17 @@ create type place as (key bigint, execution_id bigint, event_id bigint);
 MIGRATIONS = (_TABLES_1 + FUNCTIONS_1,)
 """Migration n takes a store from version n (counted from 0) to n + 1."""
 
-_SERVER = """
+_ABOUT = """
 select pg_is_in_recovery(), current_setting('server_encoding'),
-    current_setting('server_version_num')::int, current_setting('server_version')
+    current_setting('server_version_num')::int, current_setting('server_version'),
+    current_setting('search_path'), current_setting('enable_seqscan')
 """
 
 
-async def check_server(connection: Any, where: str) -> None:
+async def check_server(connection: Any, database: Database) -> None:
     """Raises ProviderError if a store cannot be on this server or in this database."""
-    in_recovery, encoding, number, version = await connection.fetchrow(_SERVER)
+    where = database.where
+    in_recovery, encoding, number, version, *settings = await connection.fetchrow(_ABOUT)
     if in_recovery:
         raise ProviderError(f"{where} is a standby and cannot be written; name the primary")
     if encoding != "UTF8":
@@ -162,40 +169,56 @@ async def check_server(connection: Any, where: str) -> None:
         )
     if number < SERVER_VERSION_MIN:
         raise ProviderError(f"{where} is PostgreSQL {version}; 13 or later is needed")
+    if not database.pooled and settings != [f'"{database.schema}"', "off"]:
+        raise ProviderError(
+            f"{where} is behind a pooler that ignores a session's settings; "
+            "add pooling=transaction to the URL"
+        )
 
 
-async def check_version(connection: Any, where: str, schema: str) -> int:
+# From the catalogue itself: what was looked up by name before a lock was waited for may be stale.
+_IS_THERE = """
+select exists (
+    select from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+    where n.nspname = $1 and c.relname = 'perdure_schema'
+)
+"""
+_MIGRATING = "hashtextextended('perdure schema ' || $1::text, 0)"
+_VERSIONS = f"""
+create table perdure_schema (version bigint not null, server text, server_since timestamptz);
+insert into perdure_schema values (0, {SERVER}, null)
+"""
+
+
+async def check_version(connection: Any, database: Database) -> int:
     """The version of the store; 0 if there is none. Changes nothing. Raises StoreTooNew."""
-    known = await connection.fetchval("select to_regclass($1)", f'"{schema}".perdure_schema')
-    if known is None:
+    if not await connection.fetchval(_IS_THERE, database.schema):
         return 0
-    version: int = await connection.fetchval("select version from perdure_schema")
+    query = f'select version from "{database.schema}".perdure_schema'
+    version: int = await connection.fetchval(query)
     if version > len(MIGRATIONS):
         raise StoreTooNew(
-            f"{where} has schema version {version}, this Perdure knows {len(MIGRATIONS)}; "
-            "upgrade perdure in this process"
+            f"{database.where} has schema version {version}, this Perdure knows "
+            f"{len(MIGRATIONS)}; upgrade perdure in this process"
         )
     return version
 
 
-async def migrate(connection: Any, where: str, schema: str) -> None:
+async def migrate(connection: Any, database: Database) -> None:
     """Bring the store to the newest version. Safe to call from many processes at once.
 
-    After an error the connection must be closed, so that a lock that it holds is given up.
+    After an error the connection must be closed, so that a transaction that is open ends.
     """
-    await check_server(connection, where)
-    if await check_version(connection, where, schema) == len(MIGRATIONS):
+    await check_server(connection, database)
+    if await check_version(connection, database) == len(MIGRATIONS):
         return
-    # Before the transaction: only its beginning makes sure that it sees what others have made.
-    lock = "hashtextextended('perdure schema ' || $1::text, 0)"
-    await connection.execute(f"select pg_advisory_lock({lock})", schema)
-    async with connection.transaction():
-        version = await check_version(connection, where, schema)
-        if version == 0:
-            await connection.execute(f'create schema if not exists "{schema}"')
-            await connection.execute("create table perdure_schema (version bigint not null)")
-            await connection.execute("insert into perdure_schema values (0)")
-        for number in range(version, len(MIGRATIONS)):
-            await connection.execute(MIGRATIONS[number])
-        await connection.execute("update perdure_schema set version = $1", len(MIGRATIONS))
-    await connection.execute(f"select pg_advisory_unlock({lock})", schema)
+    await connection.execute(database.begin)
+    await connection.execute(f"select pg_advisory_xact_lock({_MIGRATING})", database.schema)
+    version = await check_version(connection, database)
+    if version == 0:
+        await connection.execute(f'create schema if not exists "{database.schema}"')
+        await connection.execute(_VERSIONS)
+    for number in range(version, len(MIGRATIONS)):
+        await connection.execute(MIGRATIONS[number])
+    await connection.execute("update perdure_schema set version = $1", len(MIGRATIONS))
+    await connection.execute("commit")

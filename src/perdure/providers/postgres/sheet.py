@@ -12,6 +12,7 @@ from typing import Any
 
 from perdure.errors import InternalError, ProviderError
 from perdure.providers.contract import EVENT_IDS_KEPT, InstanceRow
+from perdure.providers.postgres.hints import Hint
 from perdure.providers.postgres.rows import (
     Activity,
     Execution,
@@ -30,11 +31,13 @@ _AREA = tuple[int, int]
 
 
 class Sheet:
-    """looked: the row of the function `look`. fresh: keys for new instances."""
+    """looked: the row of the function `look`. fresh: keys for new instances. hint: what other
+    processes may want to know."""
 
     def __init__(self, looked: Any) -> None:
         self.now_ms: int = looked["now_ms"]
         self.fresh: list[int] = list(reversed(looked["fresh"] or ()))
+        self.hint = Hint()
         self.by_key: dict[int, Instance] = {}
         self.by_id: dict[str, Instance] = {}
         for values in looked["held"] or ():
@@ -92,6 +95,13 @@ class Sheet:
         """Say that a field of it is changed."""
         if instance.key not in self._new_instances:
             self._changed[instance.key] = instance
+
+    def due(self, instance: Instance) -> None:
+        """Say that it has something to do now."""
+        if instance.owner is None:
+            self.hint.work = True
+        else:
+            self.hint.nodes.add(instance.owner)
 
     def insert_execution(self, execution: Execution) -> None:
         area = execution.key, execution.execution_id

@@ -141,7 +141,9 @@ class SqliteProvider:
         self._check_open()
         return self._write.submit(lambda: self._writer.commit(batch))
 
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+    def watch(
+        self, changed: Callable[[], None], node_id: str | None = None
+    ) -> Callable[[], None]:
         self._check_open()
         self._watchers.append(changed)
         if self._write.poll is None:
