@@ -14,6 +14,8 @@ PerdureError
 ├── NotInOrchestration          a durable call outside an orchestration
 ├── ForbiddenOperation          a call that cannot be deterministic
 ├── NondeterminismError         the code no longer makes the recorded decisions
+├── TransactionRefused          a transactional activity may not do this with its connection
+├── TransactionTimeout          a transactional activity took too long
 ├── InstanceNotFound            no such instance
 ├── InstanceAlreadyExists       the id is taken
 ├── InstanceTerminal            the instance has ended
@@ -124,6 +126,16 @@ class NondeterminismError(PerdureError):
             "deploy code that makes the recorded decisions, or give the change a new version",
         ]
         return "; ".join(line for line in lines if line)
+
+
+class TransactionRefused(PerdureError):
+    """A transactional activity's connection refuses a statement. The store begins and ends the
+    transaction, and its own tables are not for writing: leave both out of the activity."""
+
+
+class TransactionTimeout(PerdureError):
+    """A transactional activity had its transaction open for too long. Nothing of it was written:
+    do less in it, or do the slow part in an activity before it."""
 
 
 class InstanceNotFound(PerdureError):

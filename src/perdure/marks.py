@@ -48,8 +48,9 @@ class Activity(Generic[P, R]):
     """A function marked with `@activity`.
 
     function: the bare function. name: what histories call it. raises: exception classes that
-    arrive in the orchestration as themselves. attempts: its retries and time-out. is_async:
-    `async def`, run on the host loop; otherwise run in a thread.
+    arrive in the orchestration as themselves. attempts: its retries and time-out. transactional:
+    it runs inside a transaction of the store. is_async: `async def`, run on the host loop;
+    otherwise run in a thread.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Activity(Generic[P, R]):
         raises: tuple[type[BaseException], ...],
         attempts: ActivityOptions,
         names: Mapping[str, Any] | None,
+        transactional: bool = False,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self.name = name
         self.raises = raises
         self.attempts = attempts
+        self.transactional = transactional
         self.is_async = inspect.iscoroutinefunction(function)
         self.signature = Signature(function, skip_first=False, localns=names)
         self._names = names
@@ -97,7 +100,9 @@ class Activity(Generic[P, R]):
         if instance is None:
             return self
         bound = self.function.__get__(instance, owner)
-        return Activity(bound, self.name, self.raises, self.attempts, self._names)
+        return Activity(
+            bound, self.name, self.raises, self.attempts, self._names, self.transactional
+        )
 
     def __repr__(self) -> str:
         return f"<activity {self.name}>"
@@ -181,6 +186,7 @@ def activity(
     raises: Sequence[type[BaseException]] = (),
     retry: RetryPolicy | None = None,
     timeout: Duration | None = None,
+    transactional: bool = False,
 ) -> _ActivityMark: ...
 def activity(
     function: Callable[..., Any] | None = None,
@@ -190,6 +196,7 @@ def activity(
     raises: Sequence[type[BaseException]] = (),
     retry: RetryPolicy | None = None,
     timeout: Duration | None = None,
+    transactional: bool = False,
 ) -> Any:
     """Mark a function as an activity: code with side effects, run at least once.
 
@@ -197,7 +204,10 @@ def activity(
     arrive in the orchestration as themselves, rebuilt from their encoded arguments. retry: what
     happens after a failed attempt; without it the first failure is the activity's. timeout: how
     long each attempt may take, in seconds or as a timedelta; a plain function is told through its
-    context and keeps its thread until it returns.
+    context and keeps its thread until it returns. transactional: it runs inside a transaction of
+    the store, and what it writes through `perdure.activity_context().connection` is committed
+    together with its completion, or not at all. For short bodies: a plain function on SQLite,
+    which every other write waits for, and an `async def` on PostgreSQL.
     Raises RegistrationError for `*args`, `**kwargs` and positional-only parameters.
     """
     names = _names_around()
@@ -211,6 +221,7 @@ def activity(
             tuple(raises),
             attempts,
             names,
+            transactional,
         )
 
     return mark if function is None else mark(function)

@@ -17,7 +17,7 @@ of an activity: how often it was claimed; `claims`: how often since an attempt l
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Literal, Protocol, Union, get_args
+from typing import Any, Literal, Protocol, Union, get_args
 
 from perdure.providers.operations import (
     Capabilities,
@@ -288,9 +288,11 @@ class Provider(Protocol):
     batches_at_once: how many batches may be handed to `commit` before the first has its outcome.
     With more than one they may be committed in any order; none of them names an instance that
     another names in the same way (by id or by key).
+    transactional: what a transactional activity is here, or None where there are none.
     """
 
     batches_at_once: int
+    transactional: Literal["def", "async def"] | None
 
     async def open(self) -> None:
         """Create or migrate the schema, verify settings. Raises StoreTooNew, ProviderError."""
@@ -310,6 +312,19 @@ class Provider(Protocol):
 
         Raises StoreUnavailable if nothing of it was applied and it may be repeated; any other
         error if nothing was applied and some value in it is not acceptable.
+        """
+
+    async def transact(
+        self, claim: CompleteActivity, work: Callable[[Any], Any], limit_s: float | None
+    ) -> Outcome:
+        """Call `work` with a connection inside a transaction of its own, and complete an activity
+        in the same transaction with the body that it returns (awaited if it is a coroutine).
+
+        claim: the completion, its body left empty. limit_s: how long work may take, at most the
+        store's own limit. Outcome as of CompleteActivity; work is not called for a claim that is
+        stale. If work raises, nothing is written and the error comes out. Raises
+        TransactionTimeout; StoreUnavailable if nothing was written and it may be repeated;
+        ProviderError where `transactional` is None.
         """
 
     def watch(self, changed: Callable[[], None], node_id: str | None = None) -> Callable[[], None]:

@@ -44,6 +44,7 @@ from perdure.runtime.lanes import Lane, Lanes
 from perdure.runtime.node import Node
 from perdure.runtime.residents import Delivery, Resident
 from perdure.runtime.threads import Threads
+from perdure.runtime.transactions import attempt_in_transaction
 
 STOP_GRACE_S = 1.0
 DRAIN_S = 10.0
@@ -239,7 +240,11 @@ class Activities:
         loop = self._node.loop
         # A context of its own: what an activity sets must not reach the next one.
         surroundings = self._surroundings.copy()
-        if activity.is_async:
+        if activity.transactional:
+            running.task = loop.create_task(
+                self._run_in_transaction(running, activity, payload), context=surroundings
+            )
+        elif activity.is_async:
             running.task = loop.create_task(
                 self._run(running, activity, payload), context=surroundings
             )
@@ -266,6 +271,23 @@ class Activities:
             self._abandoned(running)
         else:
             self._over(running, over)
+
+    async def _run_in_transaction(
+        self, running: Running, activity: Activity[..., Any], payload: bytes
+    ) -> None:
+        over = await attempt_in_transaction(self._node, running, activity, payload)
+        if over is None:
+            self._abandoned(running)
+        elif isinstance(over, Over):
+            self._over(running, over)
+        elif self._running.get(running.id) is running:
+            # Its completion is a message now, for whoever owns the instance.
+            self._free(running)
+            resident = self._node.residents.get(running.key)
+            if resident is not None and resident.execution_id == running.execution_id:
+                resident.local.discard(running.event_id)
+            self._completed(over)
+            self._claim(self.lanes.of(running.context.activity_name))
 
     def _thread_done(self, running: Running, future: asyncio.Future[Over]) -> None:
         if running in self._late:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextvars import ContextVar
+from typing import Any
 
 from perdure.errors import PerdureError
 
@@ -20,6 +21,7 @@ class ActivityContext:
 
     __slots__ = (
         "_cancelled",
+        "_connection",
         "_event",
         "_futures",
         "abandoned",
@@ -48,12 +50,31 @@ class ActivityContext:
         self.attempt = attempt
         self.abandoned = False
         self._cancelled = False
+        self._connection: Any = None
         self._event: threading.Event | None = None
         self._futures: list[asyncio.Future[None]] = []
 
     @property
     def idempotency_key(self) -> str:
         return f"{self.incarnation}/{self.execution_id}/{self.event_id}"
+
+    @property
+    def connection(self) -> Any:
+        """What a transactional activity writes with: a
+        `perdure.providers.sqlite.transactions.Transaction` or a
+        `perdure.providers.postgres.transactions.Transaction`, while its function runs.
+        Raises PerdureError in other activities.
+        """
+        if self._connection is None:
+            raise PerdureError(
+                f"activity {self.activity_name!r} has no connection to the store: mark it with "
+                "@activity(transactional=True), and use it only until it returns"
+            )
+        return self._connection
+
+    def connect(self, connection: Any) -> None:
+        """Called by the runtime at the beginning of such an activity, and with None at its end."""
+        self._connection = connection
 
     @property
     def is_cancelled(self) -> bool:

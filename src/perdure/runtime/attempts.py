@@ -88,13 +88,13 @@ async def attempt(running: Running, activity: Activity[..., Any], payload: bytes
         else:
             async with asyncio.timeout(options.timeout_ms / 1000) as limit:
                 result = await activity.function(*args, **kwargs)
-        return Over(_completed(context, activity, result))
+        return Over(completed(context, activity, result))
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) and context.abandoned:
             return None
         if limit is not None and limit.expired() and isinstance(error, TimeoutError):
             return timed_out(running)
-        return _failed(running.options, context, error, activity)
+        return failed_attempt(running.options, context, error, activity)
 
 
 def attempt_in_thread(running: Running, activity: Activity[..., Any], payload: bytes) -> Over:
@@ -106,24 +106,26 @@ def attempt_in_thread(running: Running, activity: Activity[..., Any], payload: b
     except PayloadError as error:
         return Over(failed(context, error, activity.raises))
     try:
-        return Over(_completed(context, activity, activity.function(*args, **kwargs)))
+        return Over(completed(context, activity, activity.function(*args, **kwargs)))
     except BaseException as error:
-        return _failed(running.options, context, error, activity)
+        return failed_attempt(running.options, context, error, activity)
 
 
-def _completed(
+def completed(
     context: ActivityContext, activity: Activity[..., Any], result: Any
 ) -> work.ActivityCompleted:
+    """Raises PayloadError for a result that cannot be encoded."""
     encoded = msgspec.Raw(activity.signature.result.encode(result))
     return work.ActivityCompleted(context.execution_id, context.event_id, encoded)
 
 
-def _failed(
+def failed_attempt(
     options: retries.ActivityOptions,
     context: ActivityContext,
     error: BaseException,
     activity: Activity[..., Any],
 ) -> Over:
+    """What the function raised; whether another attempt may follow is for the retry policy."""
     retry = options.retry
     return Over(
         failed(context, error, activity.raises), final=retry is None or retry.is_final(error)
@@ -140,14 +142,13 @@ def _with(context: ActivityContext, failure: events.Failure) -> work.ActivityFai
     return work.ActivityFailed(context.execution_id, context.event_id, failure, context.attempt)
 
 
-def timed_out(running: Running) -> Over:
-    """The attempt takes longer than it may."""
+def timed_out(running: Running, reason: str | None = None) -> Over:
+    """The attempt takes longer than it may. reason: what to say instead of its time-out."""
     context, retry = running.context, running.options.retry
     seconds = (running.options.timeout_ms or 0) / 1000
-    error = ActivityTimeout(
-        ActivityTimeout.__name__,
-        f"attempt {context.attempt} of {context.activity_name!r} took longer than {seconds:g} s",
-    )
+    what = f"attempt {context.attempt} of {context.activity_name!r}"
+    message = f"{what}: {reason}" if reason else f"{what} took longer than {seconds:g} s"
+    error = ActivityTimeout(ActivityTimeout.__name__, message)
     failure = events.Failure(error.type, error.message)
     return Over(_with(context, failure), final=retry is None or retry.is_final(error))
 

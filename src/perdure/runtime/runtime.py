@@ -21,6 +21,7 @@ from perdure.runtime.intake import Intake
 from perdure.runtime.node import Node
 from perdure.runtime.options import Options
 from perdure.runtime.starts import Starts
+from perdure.runtime.transactions import check_transactional
 from perdure.runtime.turns import Turns
 from perdure.runtime.watchdog import Watchdog
 
@@ -83,6 +84,7 @@ class Runtime:
         """Open the store, become a node, and take up unfinished work."""
         if self._guard is not None:
             raise PerdureError("the runtime is started already")
+        check_transactional(self._registry.activities.values(), self._client.provider)
         await self._client.open()
         guard = TaskGuard(asyncio.get_running_loop())
         try:

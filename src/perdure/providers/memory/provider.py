@@ -8,6 +8,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from operator import attrgetter
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,6 +16,7 @@ from perdure.errors import InstanceNotFound, ProviderError, StoreClosed
 from perdure.providers.contract import (
     ActivityRow,
     Capabilities,
+    CompleteActivity,
     Depths,
     ExecutionRow,
     InstanceRow,
@@ -37,6 +39,7 @@ class MemoryProvider:
     """A provider on a store that it may share with others, in other threads too."""
 
     batches_at_once = 1
+    transactional: Literal["def", "async def"] | None = None
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
@@ -101,9 +104,14 @@ class MemoryProvider:
             else:
                 self._loop.call_soon_threadsafe(changed)
 
-    def watch(
-        self, changed: Callable[[], None], node_id: str | None = None
-    ) -> Callable[[], None]:
+    async def transact(
+        self, claim: CompleteActivity, work: Callable[[Any], Any], limit_s: float | None
+    ) -> Outcome:
+        raise ProviderError(
+            "this store has no transactions for activities; use sqlite:/// or postgresql://"
+        )
+
+    def watch(self, changed: Callable[[], None], node_id: str | None = None) -> Callable[[], None]:
         self._check_open()
         self._watchers.append(changed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -107,8 +108,9 @@ class Database:
     otherwise.
 
     where: how errors name it; without user and password. pooled: whether through such a pooler.
-    settings: what sessions are started with. begin: the statements, one round trip, that begin a
-    transaction in which the store's tables are found.
+    settings: what sessions are started with. own: the statements that make a transaction one in
+    which the store's tables are found. begin: the statements, one round trip, that begin a
+    such a transaction.
     """
 
     def __init__(self, url: str) -> None:
@@ -131,13 +133,22 @@ class Database:
         self._url = parts._replace(query=urlencode(rest))
         self.where = f"postgresql://{address}{parts.path} (schema {self.schema})"
         settings = {**_SETTINGS, "search_path": f'"{self.schema}"'}
+        self.own = "; ".join(f"set local {name} = {value}" for name, value in settings.items())
         if self.pooled:
-            local = [f"set local {name} = {value}" for name, value in settings.items()]
-            self.begin = "; ".join(("begin isolation level read committed", *local))
+            self.begin = f"begin isolation level read committed; {self.own}"
             self.settings = _NAMED
         else:
             self.begin = "begin"
             self.settings = {**_NAMED, **_SESSION_SETTINGS, **settings}
+
+    def for_users(self) -> Database:
+        """The same for statements that are not the store's: with the settings of a session of
+        anybody's. A transaction is made the store's by `own`."""
+        other = copy.copy(self)
+        idle = "idle_in_transaction_session_timeout"
+        other.begin = f"begin isolation level read committed; set local {idle} = {_SETTINGS[idle]}"
+        other.settings = _NAMED if self.pooled else {**_NAMED, **_SESSION_SETTINGS}
+        return other
 
     async def connect(self) -> Any:
         """A new connection. Raises StoreUnavailable or ProviderError with the reason."""

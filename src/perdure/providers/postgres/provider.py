@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from random import Random
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import asyncpg
 
-from perdure.errors import ForkedStoreError, ProviderError, StoreClosed, StoreUnavailable
+from perdure.errors import ForkedStoreError, ProviderError, StoreClosed
 from perdure.providers.contract import (
     ActivityRow,
     Capabilities,
+    CompleteActivity,
     Depths,
     ExecutionRow,
     InstanceRow,
@@ -30,16 +29,15 @@ from perdure.providers.contract import (
     Survey,
 )
 from perdure.providers.postgres import reads
-from perdure.providers.postgres.batches import Applied, Mark, apply, became_of
+from perdure.providers.postgres.batches import Applied
+from perdure.providers.postgres.commits import BATCHES_AT_ONCE, Commits
 from perdure.providers.postgres.connections import (
-    CONFLICT,
     ERRORS,
     LOST,
     VALUE,
     Connections,
     Database,
     close,
-    commit,
 )
 from perdure.providers.postgres.heart import Heart
 from perdure.providers.postgres.hints import Hint
@@ -47,16 +45,12 @@ from perdure.providers.postgres.nodes import Watcher
 from perdure.providers.postgres.schema import migrate
 from perdure.providers.postgres.session import Session
 
-BATCHES_AT_ONCE = 2
 CONNECTIONS = 4
 """For everything but the commits, the session and the heartbeats."""
-REPEATS = 20
 KEYS = 2_000
 """How many keys a node has at hand."""
 WRITERS_MS = 7 * 24 * 3_600 * 1_000
 """After which the mark of a process that has crashed goes."""
-COMMIT_STATUS_S = 0.05
-"""Between two looks what became of a commit."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,6 +65,7 @@ class PostgresProvider:
     """
 
     batches_at_once = BATCHES_AT_ONCE
+    transactional: Literal["def", "async def"] | None = "async def"
 
     def __init__(
         self,
@@ -84,12 +79,6 @@ class PostgresProvider:
         self._probe = probe
         self._pid = os.getpid()
         self._state = "new"
-        name = secrets.token_hex(16)
-        # One for each transaction that may be open: each marks a row of its own.
-        self._writers = [f"{name}/{number}" for number in range(BATCHES_AT_ONCE)]
-        self._free_writers = list(self._writers)
-        self._batches = 0
-        self._random = Random(name)
         self._seen_ms = 0
         self._seen_at_s = 0.0
         self._keys: deque[int] = deque()
@@ -98,7 +87,7 @@ class PostgresProvider:
         self._watchers: list[tuple[Callable[[], None], str | None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop
-        self._write: Connections
+        self._commits: Commits
         self._others: Connections
         self._session: Session
         self._heart: Heart
@@ -116,8 +105,8 @@ class PostgresProvider:
             self._state = "closed"
             raise
         self._loop = asyncio.get_running_loop()
-        self._write = Connections(self._database, BATCHES_AT_ONCE, begins=True)
         self._others = Connections(self._database, CONNECTIONS)
+        self._commits = Commits(self._database, self._others, self._given_ms, self._probe)
         self._session = Session(self._database, self._tell_watchers, self._heard)
         self._heart = Heart(self._database, self._given_ms)
         self._state = "open"
@@ -138,6 +127,7 @@ class PostgresProvider:
             return
         self._state = "closed"
         self._watchers.clear()
+        self._commits.begin_to_close()
         if self._tasks:
             await asyncio.wait(self._tasks)
         try:
@@ -146,7 +136,7 @@ class PostgresProvider:
             logger.info("the leases run out by themselves: %s", error)
         await asyncio.to_thread(self._heart.close)
         await self._session.close()
-        await self._write.close()
+        await self._commits.close()
         await self._others.close()
 
     async def _leave(self) -> None:
@@ -154,10 +144,10 @@ class PostgresProvider:
         if self._node_ids:
             query = "update nodes set lease_until_ms = 0 where node_id = any($1::text[])"
             await self._work(lambda c: c.execute(query, list(self._node_ids)))
-        if self._batches:
+        if self._commits.batches:
             query = "delete from writers where writer = any($1::text[]) or at_ms < $2"
             before_ms = self.now_ms() - WRITERS_MS
-            await self._work(lambda c: c.execute(query, self._writers, before_ms))
+            await self._work(lambda c: c.execute(query, self._commits.writers, before_ms))
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -194,89 +184,39 @@ class PostgresProvider:
     def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
         self._check_open()
         # A caller that gives up must not leave a transaction open.
-        task = self._loop.create_task(self._commit(batch))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return asyncio.shield(task)
+        return asyncio.shield(self._keep(self._commit(batch)))
 
     async def _commit(self, batch: Sequence[Operation]) -> list[Outcome]:
-        done = await self._repeated(self._write, lambda c: self._transaction(c, batch))
-        self._seen_ms, self._seen_at_s = done.now_ms, done.seen_at_s
+        return self._note(await self._commits.commit(batch, self._keys_wanted))
+
+    def _keys_wanted(self) -> int:
+        return KEYS if self._node_ids and len(self._keys) < KEYS // 2 else 0
+
+    def _note(self, done: Applied) -> list[Outcome]:
+        if done.now_ms:
+            self._seen_ms, self._seen_at_s = done.now_ms, done.seen_at_s
         self._keys.extend(done.keys)
         done.hint.leave_out(self._node_ids)
         self._session.tell(done.hint)
         return done.outcomes
 
-    async def _repeated(self, connections: Connections, work: Callable[[Any], Awaitable[T]]) -> T:
-        """Do the work, again if it collides with another transaction."""
-        for attempt in range(REPEATS):
-            try:
-                async with connections.use() as connection:
-                    return await work(connection)
-            except CONFLICT as error:
-                logger.debug("repeating a transaction: %s", error)
-            except ERRORS as error:
-                raise self._database.explain(error) from error
-            await asyncio.sleep(self._random.uniform(0, min(0.5, 0.002 * 2**attempt)))
-        raise StoreUnavailable(
-            f"{self._database.where}: {REPEATS} attempts collided with other transactions"
-        )
-
-    async def _transaction(self, connection: Any, batch: Sequence[Operation]) -> Applied:
-        wanted = KEYS if self._node_ids and len(self._keys) < KEYS // 2 else 0
-        self._batches += 1
-        mark = Mark(self._free_writers.pop(), self._batches)
+    async def transact(
+        self, claim: CompleteActivity, work: Callable[[Any], Any], limit_s: float | None
+    ) -> Outcome:
+        self._check_open()
+        ending = asyncio.Event()
+        task = self._keep(self._commits.transact(claim, work, limit_s, ending.set))
         try:
-            await connection.execute(self._database.begin)
-            try:
-                done = await apply(connection, batch, mark, self._given_ms(), wanted)
-                await self._reached("before_commit")
-            except BaseException:
-                if not connection.is_closed():
-                    await connection.execute("rollback")
-                raise
-            await self._end(connection, done, mark)
-            return done
-        finally:
-            self._free_writers.append(mark.writer)
-
-    async def _end(self, connection: Any, done: Applied, mark: Mark) -> None:
-        if done.xid is None:
-            await connection.execute("rollback")
-            return
-        try:
-            await commit(connection)
-            await self._reached("after_commit")
-        except (asyncpg.PostgresError, *LOST) as error:
-            connection.terminate()
-            await self._find_out(done.xid, mark if done.marked else None, error)
-
-    async def _reached(self, place: str) -> None:
-        if self._probe is not None:
-            await self._probe(place)
-
-    async def _find_out(self, xid: str, mark: Mark | None, error: BaseException) -> None:
-        """The answer to COMMIT was lost. Returns if the transaction was committed; raises
-        StoreUnavailable if it was not; waits as long as it is not known."""
-        logger.warning("the answer to a commit was lost (%s); finding out", error)
-        while self._state == "open":
-            try:
-                async with self._others.use() as connection:
-                    status = await became_of(connection, xid, mark)
-            except (ProviderError, *ERRORS) as unreachable:
-                logger.info("it is not known yet: %s", unreachable)
-                status = "in progress"
-            if status == "committed":
-                return
-            if status == "aborted":
-                raise StoreUnavailable(f"{self._database.where} did not commit: {error}") from error
-            await asyncio.sleep(COMMIT_STATUS_S * self._random.uniform(0.5, 1.5))
-        raise StoreClosed(
-            f"{self._database.where} was closed before it was known whether a commit had succeeded"
-        ) from error
+            done = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # Once its body is over it is finished, or nobody would know what became of it.
+            if not ending.is_set():
+                task.cancel()
+            raise
+        return self._note(done)[0]
 
     async def _work(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        return await self._repeated(self._others, work)
+        return await self._commits.repeated(self._others, work)
 
     def watch(self, changed: Callable[[], None], node_id: str | None = None) -> Callable[[], None]:
         self._check_open()
@@ -290,10 +230,16 @@ class PostgresProvider:
 
         return end
 
-    def _keep(self, work: Any) -> None:
+    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        # Retrieved, for a caller that has given up does not.
+        _ = task.cancelled() or task.exception()
 
     async def _listen(self) -> None:
         try:

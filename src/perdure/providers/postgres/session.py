@@ -4,7 +4,7 @@ The server gives up a session's advisory locks when its connection ends, so a lo
 tells others that the process has gone. If only the connection has gone, it is made again at once.
 
 Through a pooler there is no session to hold a lock or to listen: that a process has gone is then
-known when its leases are over, and what others do is found by looking now and then.
+known when its leases are over, and what others do is found by looking every now and then.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from perdure.providers.postgres.reads import NOW
 from perdure.providers.postgres.schema import SERVER
 
 RETRY_S_MAX = 1.0
-POLL_S = 0.5
-"""Between two looks where nothing is notified."""
+POOLED_LOOK_S = 0.5
+"""Between two looks at what others may have done, where nothing is notified."""
+LOOK_S = 5.0
+"""The same where notifications come: one may have been lost."""
 NOTIFY_S = 0.01
 """At most one notification in so many seconds."""
 
@@ -67,7 +69,7 @@ class Session:
         self._unlocked: set[str] = set()
         self._listening = False
         self._repairing: asyncio.Task[None] | None = None
-        self._polling: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._to_tell = Hint()
         self._closed = False
@@ -105,8 +107,8 @@ class Session:
         if self._listening or self._closed:
             return
         self._listening = True
+        self._looking = asyncio.get_running_loop().create_task(self._look_now_and_then())
         if self._database.pooled:
-            self._polling = asyncio.get_running_loop().create_task(self._poll())
             return
         try:
             await self._use(self._listen)
@@ -124,7 +126,7 @@ class Session:
 
     async def close(self) -> None:
         self._closed = True
-        for task in (self._repairing, self._polling, self._telling):
+        for task in (self._repairing, self._looking, self._telling):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -202,9 +204,10 @@ class Session:
         # Something may have happened meanwhile.
         self._changed()
 
-    async def _poll(self) -> None:
+    async def _look_now_and_then(self) -> None:
+        pause_s = POOLED_LOOK_S if self._database.pooled else LOOK_S
         while True:
-            await asyncio.sleep(POLL_S * self._random.uniform(0.75, 1.25))
+            await asyncio.sleep(pause_s * self._random.uniform(0.75, 1.25))
             self._changed()
 
     async def _notify(self, payload: str, connection: Any) -> None:

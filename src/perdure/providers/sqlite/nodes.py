@@ -2,10 +2,12 @@
 
 `flock` on a file opened once, because `fcntl` locks are lost when any handle of the process on
 that file closes. A forked child closes its copies, or it would keep the parent's nodes alive.
+The file says how long the node's leases are, in milliseconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import weakref
@@ -21,7 +23,7 @@ class NodeLocks:
         self._held: dict[str, int] = {}
         _all_locks.add(self)
 
-    def take(self, node_id: str) -> None:
+    def take(self, node_id: str, lease_ms: int) -> None:
         """Create and lock the node's file; raises ProviderError if another holds it."""
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
@@ -34,6 +36,9 @@ class NodeLocks:
             os.close(handle)
             raise ProviderError(f"node {node_id} is registered by another process")
         self._held[node_id] = handle
+        # It is only shown: a node can do without.
+        with contextlib.suppress(OSError):
+            os.pwrite(handle, str(lease_ms).encode(), 0)
 
     def drop(self, node_id: str) -> None:
         """Remove the node's file and give up its lock; nothing if it is not held."""
@@ -63,6 +68,14 @@ class NodeLocks:
             return True
         finally:
             os.close(handle)
+
+    def lease_of(self, node_id: str) -> int | None:
+        """How long the node's leases are; None if its file is gone or cannot be read."""
+        try:
+            with open(self._path(node_id), "rb") as file:
+                return int(file.read())
+        except (OSError, ValueError):
+            return None
 
     def _path(self, node_id: str) -> str:
         return os.path.join(self._folder, f"{node_id}.lock")

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import apsw
 
@@ -22,6 +22,7 @@ from perdure.providers.clock import wall_ms
 from perdure.providers.contract import (
     ActivityRow,
     Capabilities,
+    CompleteActivity,
     Depths,
     ExecutionRow,
     InstanceRow,
@@ -53,6 +54,7 @@ class SqliteProvider:
     """
 
     batches_at_once = 1
+    transactional: Literal["def", "async def"] | None = "def"
 
     def __init__(
         self,
@@ -141,9 +143,13 @@ class SqliteProvider:
         self._check_open()
         return self._write.submit(lambda: self._writer.commit(batch))
 
-    def watch(
-        self, changed: Callable[[], None], node_id: str | None = None
-    ) -> Callable[[], None]:
+    async def transact(
+        self, claim: CompleteActivity, work: Callable[[Any], Any], limit_s: float | None
+    ) -> Outcome:
+        self._check_open()
+        return await self._write.submit(lambda: self._writer.transact(claim, work, limit_s))
+
+    def watch(self, changed: Callable[[], None], node_id: str | None = None) -> Callable[[], None]:
         self._check_open()
         self._watchers.append(changed)
         if self._write.poll is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import apsw
@@ -323,8 +323,27 @@ def read_history(
     return [data for _, data in _HISTORY.rows(connection, (key, execution, after, limit))]
 
 
-_NODES = query("node_id, host, pid, started_ms, lease_until_ms", "", "from nodes order by node_id")
+_NODES = query(
+    "n.node_id, n.host, n.pid, n.started_ms, n.lease_until_ms, "
+    "(select count(*) from instances as i where i.owner = n.node_id), count(a.owner)",
+    "",
+    "from nodes as n left join activities as a on a.owner = n.node_id "
+    "group by n.node_id order by n.node_id",
+)
 
 
-def nodes(connection: apsw.Connection) -> list[NodeRow]:
-    return [NodeRow(*row) for row in _NODES.rows(connection, ())]
+def nodes(connection: apsw.Connection, lease_of: Callable[[str], int | None]) -> list[NodeRow]:
+    """lease_of: how long the leases of a node are, in milliseconds, or None if nobody can tell."""
+    found = []
+    for node_id, host, pid, started_ms, lease_until_ms, *held in _NODES.rows(connection, ()):
+        lease_ms = lease_of(node_id)
+        beat_ms = started_ms if lease_ms is None else max(started_ms, lease_until_ms - lease_ms)
+        found.append(NodeRow(node_id, host, pid, started_ms, lease_until_ms, beat_ms, *held))
+    return found
+
+
+def node_ids(connection: apsw.Connection) -> list[str]:
+    found: list[str] = msgspec.json.decode(
+        connection.execute("select json_group_array(node_id) from nodes").get
+    )
+    return found

@@ -10,8 +10,15 @@ from typing import Any
 import apsw
 import msgspec
 
-from perdure.errors import ProviderError
-from perdure.providers.contract import ClaimActivities, ClaimInstances, Operation, Outcome
+from perdure.errors import ProviderError, TransactionRefused
+from perdure.providers.contract import (
+    ClaimActivities,
+    ClaimInstances,
+    CompleteActivity,
+    Operation,
+    Outcome,
+    Refused,
+)
 from perdure.providers.sqlite import lives, registry, triggers
 from perdure.providers.sqlite.batches import (
     ROWS_MAX,
@@ -27,6 +34,7 @@ from perdure.providers.sqlite.batches import (
 from perdure.providers.sqlite.claims import claim_activities, claim_instances
 from perdure.providers.sqlite.connection import Database
 from perdure.providers.sqlite.schema import migrate
+from perdure.providers.sqlite.transactions import CLAIMED, Guard, Transaction, claimed_by
 
 LOOK_AT_FILE_MS = 20
 KEYS = 4_000
@@ -63,6 +71,7 @@ class Writer:
             triggers.prepare(self._connection)
         except apsw.Error as error:
             raise database.explain(error) from error
+        self._guard = Guard(self._connection)
         self._identity = database.identity()
         self._looked_at_file_ms = 0
         self._version = self._connection.data_version()
@@ -97,6 +106,40 @@ class Writer:
             raise ProviderError(f"a value in the batch cannot be stored: {error}") from error
         finally:
             self._roll_back()
+
+    def transact(
+        self, claim: CompleteActivity, work: Callable[[Any], bytes], limit_s: float | None
+    ) -> Outcome:
+        """See Provider. A transaction of its own: SQLite undoes all of one when it interrupts a
+        statement, and a neighbour's work must not go with it."""
+        self._check_file()
+        connection = self._connection
+        try:
+            with self._explained():
+                connection.execute("begin immediate")
+                if not connection.execute(CLAIMED, claimed_by(claim)).get:
+                    return Refused("stale")
+            with self._guard.watching(), Transaction(connection, limit_s) as transaction:
+                body = work(transaction)
+            if not connection.in_transaction:
+                raise TransactionRefused("a statement of the activity has undone the transaction")
+            with self._explained():
+                done = msgspec.structs.replace(claim, body=body)
+                self._insert(parameters([(0, done)], True, self._now_ms()))
+                self._reached("before_commit")
+                connection.execute("commit")
+        finally:
+            self._roll_back()
+        self._reached("after_commit")
+        self._note_version(1)
+        return outcomes([done], ())[0]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except apsw.Error as error:
+            raise self._database.explain(error) from error
 
     def _apply(
         self,

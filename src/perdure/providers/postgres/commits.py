@@ -1,0 +1,225 @@
+"""Transactions that write: batches, and the bodies of transactional activities.
+
+A transaction whose answer to COMMIT is lost is looked up before anything else is said of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from random import Random
+from typing import Any, TypeVar
+
+import asyncpg
+
+from perdure.errors import (
+    ProviderError,
+    StoreClosed,
+    StoreUnavailable,
+    TransactionRefused,
+)
+from perdure.providers.contract import CompleteActivity, Operation, Refused
+from perdure.providers.postgres.batches import Applied, Mark, apply, became_of
+from perdure.providers.postgres.connections import (
+    CONFLICT,
+    ERRORS,
+    LOST,
+    Connections,
+    Database,
+    commit,
+)
+from perdure.providers.postgres.transactions import (
+    Transaction,
+    completion,
+    is_claimed,
+    run_body,
+)
+
+BATCHES_AT_ONCE = 2
+TRANSACTIONS = 4
+"""How many transactional activities run at once; others wait for a connection."""
+REPEATS = 20
+COMMIT_STATUS_S = 0.05
+"""Between two looks what became of a commit."""
+
+T = TypeVar("T")
+logger = logging.getLogger("perdure")
+
+
+class Commits:
+    """others: connections for finding out what became of a commit. now_ms: the store's time, or
+    None for the server's. probe: see the provider."""
+
+    def __init__(
+        self,
+        database: Database,
+        others: Connections,
+        now_ms: Callable[[], int | None],
+        probe: Callable[[str], Awaitable[None]] | None,
+    ) -> None:
+        self._database = database
+        self._others = others
+        self._now_ms = now_ms
+        self._probe = probe
+        self._users = database.for_users()
+        self._write = Connections(database, BATCHES_AT_ONCE, begins=True)
+        self._transacting = Connections(self._users, TRANSACTIONS, begins=True)
+        name = secrets.token_hex(16)
+        # One for each transaction that may be open: each marks a row of its own.
+        self.writers = [f"{name}/{number}" for number in range(BATCHES_AT_ONCE + TRANSACTIONS)]
+        self._free_writers = list(self.writers)
+        self.batches = 0
+        self._random = Random(name)
+        self._closing = False
+
+    def begin_to_close(self) -> None:
+        """Wait no longer for what became of a commit."""
+        self._closing = True
+
+    async def close(self) -> None:
+        await self._write.close()
+        await self._transacting.close()
+
+    # Batches.
+
+    async def commit(self, batch: Sequence[Operation], more_keys: Callable[[], int]) -> Applied:
+        """Apply a batch. more_keys: how many keys to reserve with it."""
+
+        async def work(connection: Any) -> Applied:
+            with self._mark() as mark:
+                await connection.execute(self._database.begin)
+                return await self._apply(connection, batch, mark, more_keys())
+
+        return await self.repeated(self._write, work)
+
+    async def repeated(self, connections: Connections, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Do the work, again if it collides with another transaction."""
+        for attempt in range(REPEATS):
+            try:
+                async with connections.use() as connection:
+                    return await work(connection)
+            except CONFLICT as error:
+                logger.debug("repeating a transaction: %s", error)
+            except ERRORS as error:
+                raise self._database.explain(error) from error
+            await asyncio.sleep(self._random.uniform(0, min(0.5, 0.002 * 2**attempt)))
+        raise StoreUnavailable(
+            f"{self._database.where}: {REPEATS} attempts collided with other transactions"
+        )
+
+    @contextlib.contextmanager
+    def _mark(self) -> Iterator[Mark]:
+        self.batches += 1
+        writer = self._free_writers.pop()
+        try:
+            yield Mark(writer, self.batches)
+        finally:
+            self._free_writers.append(writer)
+
+    async def _apply(
+        self, connection: Any, batch: Sequence[Operation], mark: Mark, more_keys: int
+    ) -> Applied:
+        """Apply a batch in the transaction that is open, and commit it."""
+        try:
+            done = await apply(connection, batch, mark, self._now_ms(), more_keys)
+            await self._reached("before_commit")
+        except BaseException:
+            if not connection.is_closed():
+                await connection.execute("rollback")
+            raise
+        await self._end(connection, done, mark)
+        return done
+
+    async def _end(self, connection: Any, done: Applied, mark: Mark) -> None:
+        if done.xid is None:
+            await connection.execute("rollback")
+            return
+        try:
+            await commit(connection)
+            await self._reached("after_commit")
+        except asyncpg.IntegrityConstraintViolationError:
+            # A constraint of the user's that is checked at the end: the answer is no.
+            raise
+        except (asyncpg.PostgresError, *LOST) as error:
+            connection.terminate()
+            await self._find_out(done.xid, mark if done.marked else None, error)
+
+    async def _reached(self, place: str) -> None:
+        if self._probe is not None:
+            await self._probe(place)
+
+    async def _find_out(self, xid: str, mark: Mark | None, error: BaseException) -> None:
+        """The answer to COMMIT was lost. Returns if the transaction was committed; raises
+        StoreUnavailable if it was not; waits as long as it is not known."""
+        logger.warning("the answer to a commit was lost (%s); finding out", error)
+        while not self._closing:
+            try:
+                async with self._others.use() as connection:
+                    status = await became_of(connection, xid, mark)
+            except (ProviderError, *ERRORS) as unreachable:
+                logger.info("it is not known yet: %s", unreachable)
+                status = "in progress"
+            if status == "committed":
+                return
+            if status == "aborted":
+                raise StoreUnavailable(f"{self._database.where} did not commit: {error}") from error
+            await asyncio.sleep(COMMIT_STATUS_S * self._random.uniform(0.5, 1.5))
+        raise StoreClosed(
+            f"{self._database.where} was closed before it was known whether a commit had succeeded"
+        ) from error
+
+    # Transactional activities.
+
+    async def transact(
+        self,
+        claim: CompleteActivity,
+        work: Callable[[Any], Awaitable[bytes]],
+        limit_s: float | None,
+        ending: Callable[[], None],
+    ) -> Applied:
+        """See Provider. ending: called when the body is over and what follows must be finished."""
+        async with self._transacting.use() as connection:
+            with self._explained():
+                await connection.execute(self._users.begin)
+                number = await is_claimed(connection, self._database.schema, claim)
+            if number is None:
+                await connection.execute("rollback")
+                return Applied([Refused("stale")], 0, 0.0)
+            try:
+                body = await run_body(Transaction(connection, self._database), work, limit_s)
+            except Exception:
+                if not connection.is_closed():
+                    await connection.execute("rollback")
+                raise
+            ending()
+            with self._explained(), self._mark() as mark:
+                return await self._complete(connection, completion(claim, body), mark, number)
+
+    async def _complete(
+        self, connection: Any, done: CompleteActivity, mark: Mark, number: str
+    ) -> Applied:
+        try:
+            await connection.execute(self._database.own)
+            own = await connection.fetchval("select pg_current_xact_id()::text")
+        except asyncpg.InFailedSQLTransactionError as error:
+            await connection.execute("rollback")
+            raise TransactionRefused(
+                "a statement of the activity has failed, after which the transaction takes no "
+                "other; let its error out of the activity"
+            ) from error
+        if own != number:
+            await connection.execute("rollback")
+            raise TransactionRefused("the activity has ended its transaction by itself")
+        return await self._apply(connection, [done], mark, 0)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except CONFLICT as error:
+            raise StoreUnavailable(f"{self._database.where}: {error}") from error
+        except ERRORS as error:
+            raise self._database.explain(error) from error
