@@ -23,7 +23,8 @@ _REFUSED = frozenset(
         *("rollback", "savepoint", "set", "start"),
     }
 )
-_COMMENTS = re.compile(r"\s+|--[^\n]*\n?|/\*.*?\*/|;", re.DOTALL)
+_SPACE = re.compile(r"(?:\s|;|--[^\n]*(?:\n|\Z))*")
+_COMMENT_MARK = re.compile(r"/\*|\*/|\Z")
 _WORD = re.compile(r"[a-z]*", re.IGNORECASE)
 
 
@@ -89,11 +90,21 @@ class Transaction:
 
 def first_word(statement: str) -> str:
     """The first keyword of a statement, in small letters, behind comments and spaces."""
-    place = 0
-    while match := _COMMENTS.match(statement, place):
-        place = match.end()
-    word = _WORD.match(statement, place)
-    return word.group().lower() if word else ""
+    place = _skip(_SPACE, statement, 0)
+    while statement.startswith("/*", place):
+        depth, place = 1, place + 2
+        while depth and place < len(statement):
+            found = _COMMENT_MARK.search(statement, place)
+            assert found is not None
+            place = found.end()
+            depth += {"/*": 1, "*/": -1}.get(found.group(), 0)
+        place = _skip(_SPACE, statement, place)
+    return statement[place : _skip(_WORD, statement, place)].lower()
+
+
+def _skip(pattern: re.Pattern[str], text: str, place: int) -> int:
+    found = pattern.match(text, place)
+    return found.end() if found else place
 
 
 async def run_body(
