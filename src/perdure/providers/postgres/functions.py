@@ -26,8 +26,9 @@ create function look(
 begin
     if cardinality(p_keys) > 0 or cardinality(p_ids) > 0 then
         held := array(
-            select i from instances as i
-            where i.key = any(p_keys) or i.instance_id = any(p_ids) order by i.key for update
+            select i from instances as i where i.key = any(p_keys || array(
+                select named.key from instances as named where named.instance_id = any(p_ids)
+            )) order by i.key for update
         );
     end if;
     if cardinality(p_starts) > 0 then
