@@ -71,6 +71,12 @@ class Connection:
             raise StoreClosed("the client is not open: use `async with`, or a started runtime's")
         return self._committer
 
+    @property
+    def degraded(self) -> str | None:
+        """Why the store takes no writes at the moment, as text; None while it does. What is asked
+        of it meanwhile waits, and goes on by itself."""
+        return self.committer.degraded
+
     def attach(self, host: Host | None) -> None:
         """Called by the runtime of the same process."""
         self._host = host

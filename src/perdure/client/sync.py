@@ -15,6 +15,7 @@ from perdure.client.models import (
     InstancePage,
     InstanceTree,
     Metrics,
+    NodeInfo,
     PruneResult,
     QueueDepths,
 )
@@ -80,6 +81,11 @@ class SyncClient:
         if self._client is None:
             raise RuntimeError("use `with SyncClient(url) as client`")
         return self._client
+
+    @property
+    def degraded(self) -> str | None:
+        """See Client.degraded."""
+        return self._open_client.degraded
 
     def start_orchestration(
         self,
@@ -179,6 +185,10 @@ class SyncClient:
     def get_queue_depths(self) -> QueueDepths:
         """See Client.get_queue_depths."""
         return self._call(self._open_client.get_queue_depths())
+
+    def nodes(self) -> list[NodeInfo]:
+        """See Client.nodes."""
+        return self._call(self._open_client.nodes())
 
     def get_metrics(self) -> Metrics:
         """See Client.get_metrics."""
