@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from postgres_server import new_schema, with_schema
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TIMEOUT_S = 60
@@ -39,8 +47,19 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files that anybody may enter. A server that is left there ends."""
+    folder = Path(tempfile.mkdtemp(prefix="perdure-example-"))
+    folder.chmod(0o755)
+    yield folder
+    for file in folder.glob("*/data/postmaster.pid"):
+        os.kill(int(file.read_text().split()[0]), signal.SIGQUIT)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*ARGUMENTS, "distributed.py"}
 
 
 @pytest.mark.slow
@@ -69,3 +88,35 @@ def test_the_monitor_is_upgraded_while_it_runs_and_pruned_by_its_policy(place: P
     assert "of versions 1 and 2; executions " in printed
     first, last = [int(word) for word in printed.split() if word.isdigit()][-2:]
     assert last - first == 2
+
+
+@pytest.mark.slow
+def test_the_work_of_a_killed_node_goes_on_and_nothing_is_left_behind(temporary: Path) -> None:
+    given = os.environ.get("PERDURE_TEST_POSTGRES")
+    store = ["--store", with_schema(given, new_schema())] if given else []
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", str(EXAMPLES / "distributed.py"), *store],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, notes = process.communicate(timeout=2 * TIMEOUT_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+    assert process.returncode == 0, notes
+    assert "all 90 orders have ended right" in printed
+    assert re.search(r"orders of the dead node went on [0-9.]+ to [0-9.]+ s after", printed)
+    table = re.findall(r"^ *(\d+) +([\d,]+) +([\d,]+) +([\d,]+)(.*)$", printed, re.MULTILINE)
+    counts = [int(count.replace(",", "")) for row in table for count in row[1:3]]
+    assert (len(table), sum(counts)) == (3, sum(5 + order % 30 for order in range(90)))
+    (killed,) = [row for row in table if "killed" in row[4]]
+    assert killed[2:4] == ("0", "0")
+    codes = printed.splitlines()[-1].split(":")[1].split()
+    assert sorted(codes) == ["-9", "0", "0"]
+    assert (notes.count(" is ready\n"), notes.count(" has stopped\n")) == (3, 2)
+    assert list(temporary.iterdir()) == []

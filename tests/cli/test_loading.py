@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.cli.loading import load_orchestration
+from perdure.cli.loading import load_modules, load_orchestration
 from perdure.cli.outcome import Refusal
 
 CODE = """
@@ -99,6 +99,27 @@ def test_a_module_that_fails_says_where(folder: Path, code: str, complaint: str)
     with pytest.raises(Refusal, match=complaint) as refused:
         load_orchestration("bookshop:checkout")
     assert refused.value.code == 1
+
+
+def test_a_file_that_another_has_imported_is_not_imported_again(folder: Path) -> None:
+    (folder / "bookshop_parts.py").write_text(CODE)
+    (folder / "bookshop.py").write_text("from bookshop_parts import checkout")
+
+    modules = load_modules(["bookshop.py", "bookshop_parts.py", "bookshop_parts"])
+
+    assert [module.__name__ for module in modules] == [
+        *("bookshop", "bookshop_parts", "bookshop_parts")
+    ]
+    assert modules[1] is modules[2]
+
+
+def test_a_module_without_anything_to_run_is_a_usage_error(folder: Path) -> None:
+    (folder / "bookshop.py").write_text(CODE)
+    (folder / "bookkeeping.py").write_text("import bookshop")
+
+    with pytest.raises(Refusal, match=r"nothing to run in bookkeeping\.py") as refused:
+        load_modules(["bookshop.py", "bookkeeping.py"])
+    assert refused.value.code == 2
 
 
 def test_a_file_must_not_hide_a_module(folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from click.testing import CliRunner, Result
 
 import perdure
 from perdure.cli import main, removing
+from perdure.providers.contract import StartInstance
+from perdure.providers.sqlite import SqliteProvider
 
 STORE = "sqlite:///shop.db"
 
@@ -402,6 +406,44 @@ def test_files_that_cannot_be_used_are_told_apart(folder: Path) -> None:
     assert not (folder / "no").exists()
 
 
+# Nodes
+
+
+async def leave_nodes(*lease_ms: int) -> None:
+    """Let processes that were nodes end without releasing them."""
+    provider = SqliteProvider("shop.db")
+    await provider.open()
+    for number, each in enumerate(lease_ms):
+        await provider.register_node(f"n-{number}", each)
+    await provider.commit([StartInstance("x", "i", "a", None, b"null", owner="n-0", token="t")])
+    await provider.close()
+
+
+def test_nodes_are_listed_with_what_they_hold_and_their_heartbeat() -> None:
+    asyncio.run(leave_nodes(3_600_000, 0))
+
+    heading, first, second = perdure_("nodes").stdout.splitlines()
+
+    here = [socket.gethostname(), str(os.getpid())]
+    assert heading.split()[:5] == ["NODE", "HOST", "PROCESS", "INSTANCES", "ACTIVITIES"]
+    assert first.split()[:5] == ["n-0", *here, "1", "0"]
+    assert second.split()[:5] == ["n-1", *here, "0", "0"]
+    assert [line.count(" s ago") for line in (first, second)] == [1, 1]
+    assert [line.endswith("(over)") for line in (first, second)] == [False, True]
+
+
+def test_nodes_as_json_have_their_times_and_the_stores_time() -> None:
+    assert document("nodes")["nodes"] == []
+    asyncio.run(leave_nodes(3_600_000))
+
+    found = document("nodes")
+
+    (node,) = found["nodes"]
+    assert (node["node_id"], node["instances"], node["activities"]) == ("n-0", 1, 0)
+    assert node["lease_until_ms"] - 3_600_000 == node["beat_ms"] == node["started_ms"]
+    assert node["beat_ms"] <= found["now_ms"]
+
+
 # The rest
 
 
@@ -416,7 +458,7 @@ def test_every_command_is_on_its_page_with_an_example() -> None:
 
 
 def test_looking_leaves_the_store_as_it_is(filled: bytes, folder: Path) -> None:
-    for arguments in (["stats"], ["tree", "p"], ["history", "p"], ["executions", "p"]):
+    for arguments in (["stats"], ["nodes"], ["tree", "p"], ["history", "p"], ["executions", "p"]):
         assert perdure_(*arguments).exit_code == 0
     assert perdure_("export", "p").exit_code == 0
 

@@ -69,6 +69,7 @@ async def test_a_sync_client_does_what_a_client_does(sqlite: World) -> None:
             assert (wait.kind, wait.name) == ("event", "go")
             lines = client.export_instance("x")
             assert client.get_metrics().instances["completed"] == 2
+            assert [node.instances for node in client.nodes()] == [1]
             assert client.get_queue_depths().timers == 0
             assert client.prune_executions("x", PruneOptions()) == PruneResult(0, 0, 0)
             assert client.prune_executions_bulk(

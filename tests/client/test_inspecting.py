@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 from typing import Any
 
 import msgspec
@@ -204,9 +206,33 @@ async def test_metrics_count_instances_blocked_ones_and_nodes(world: World) -> N
     assert msgspec.json.encode(metrics)
 
 
+async def test_nodes_tell_where_they_run_when_they_last_lived_and_what_they_hold(
+    world: World,
+) -> None:
+    async with world.client() as alone:
+        assert await alone.nodes() == []
+    async with world.runtime(everything, leaf, echo) as runtime, world.client() as other:
+        client = runtime.client
+        await client.start_orchestration(everything, instance_id="e")
+        await until_recorded(client, "e", "SubOrchestrationScheduled")
+        await until_status(client, "child", "running")
+        await other.provider.register_node("worker", 3_600_000)
+        claim = ClaimActivities("worker", frozenset({"elsewhere"}), 1)
+        await other.provider.commit([claim])
+
+        nodes = {node.node_id: node for node in await other.nodes()}
+
+        host, worker = nodes[runtime.node_id], nodes["worker"]
+        assert (host.instances, host.activities) == (2, 0)
+        assert (worker.instances, worker.activities) == (0, 1)
+        assert (worker.host, worker.pid) == (socket.gethostname(), os.getpid())
+        assert worker.beat_ms == worker.started_ms == worker.lease_until_ms - 3_600_000
+        assert list(nodes) == sorted(nodes)
+
+
 async def test_a_closed_client_shows_nothing(world: World) -> None:
     client = world.client()
-    for call in (client.get_metrics, client.get_queue_depths):
+    for call in (client.get_metrics, client.get_queue_depths, client.nodes):
         with pytest.raises(StoreClosed):
             await call()
     with pytest.raises(StoreClosed):

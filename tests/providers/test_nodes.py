@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from provider_world import (
@@ -32,8 +33,8 @@ async def test_a_registered_node_is_known_with_its_process_and_lease(world: Worl
 
     now, host, pid = world.clock.now, socket.gethostname(), os.getpid()
     assert await provider.nodes() == [
-        NodeRow("n-1", host, pid, now, now + 2 * LEASE_MS),
-        NodeRow("n-2", host, pid, now, now + LEASE_MS),
+        NodeRow("n-1", host, pid, now, now + 2 * LEASE_MS, now, instances=0, activities=0),
+        NodeRow("n-2", host, pid, now, now + LEASE_MS, now, instances=0, activities=0),
     ]
 
 
@@ -56,7 +57,56 @@ async def test_a_beat_renews_the_lease(world: World) -> None:
 
     (node,) = await provider.nodes()
     assert node.lease_until_ms == now + LEASE_MS
+    assert node.beat_ms == now
     assert node.started_ms == now - LEASE_MS + 1
+
+
+async def test_every_process_sees_when_a_node_last_gave_a_sign_of_life(world: World) -> None:
+    first, second = await world.open(), await world.open()
+    await first.register_node("n-1", LEASE_MS)
+    await second.register_node("n-2", 3 * LEASE_MS)
+    before = world.clock.now
+    now = world.clock.advance(LEASE_MS)
+    assert second.beat("n-2") is True
+
+    for provider in (first, second):
+        beats = {node.node_id: node.beat_ms for node in await provider.nodes()}
+        assert beats == {"n-1": before, "n-2": now}
+
+
+async def test_a_node_shows_how_much_it_holds(world: World) -> None:
+    first, second = await world.open(), await world.open()
+    await first.register_node("n-1", LEASE_MS)
+    await second.register_node("n-2", LEASE_MS)
+    await holding(first)
+    await start(first, "held too", owner="n-1", token="t-1")
+    await start(first, "held by n-2", owner="n-2", token="t-2")
+    await start(first, "held by nobody")
+
+    async def load() -> list[tuple[str, int, int]]:
+        return [(node.node_id, node.instances, node.activities) for node in await first.nodes()]
+
+    assert await load() == [("n-1", 2, 1), ("n-2", 1, 0)]
+    await claim_work(second, node_id="n-2")
+    await claim(second, "n-2")
+    assert await load() == [("n-1", 2, 1), ("n-2", 2, 1)]
+    await first.release_node("n-1")
+    assert await load() == [("n-2", 2, 1)]
+
+
+async def test_a_node_whose_lock_file_says_nothing_was_alive_when_it_started(
+    store: World,
+) -> None:
+    provider = await store.open()
+    await provider.register_node("n-1", LEASE_MS)
+    now = store.clock.now
+    (file,) = Path(f"{store.path}-nodes").iterdir()
+    file.write_bytes(b"")
+    store.clock.advance(LEASE_MS)
+    assert provider.beat("n-1") is True
+
+    (node,) = await provider.nodes()
+    assert (node.beat_ms, node.lease_until_ms) == (now, now + 2 * LEASE_MS)
 
 
 async def test_a_node_that_nobody_knows_cannot_beat(world: World) -> None:

@@ -77,6 +77,24 @@ def run(
     running.run(target, input_json, instance_id, timeout, store)
 
 
+@main.command()
+@click.argument("modules", metavar="MODULE...", nargs=-1, required=True)
+@click.option(
+    "--processes", type=click.IntRange(1, 1000), default=1, metavar="N", help="Default: 1."
+)
+@store_option
+def worker(modules: tuple[str, ...], processes: int, store: str | None) -> None:
+    """Run what modules define, until SIGTERM or SIGINT.
+
+    Hosts their orchestrations and activities on the store, in this process or in N of its own,
+    which are replaced when they die. A MODULE may be a path.
+    Example: perdure worker shop.py billing.py --processes 4 --store postgresql://app@db/app
+    """
+    from perdure.cli import workers
+
+    workers.work(modules, processes, store)
+
+
 for command in (
     look_verbs.list_,
     look_verbs.show,
@@ -84,6 +102,7 @@ for command in (
     look_verbs.history,
     look_verbs.tree,
     look_verbs.stats,
+    look_verbs.nodes,
     act_verbs.raise_,
     act_verbs.enqueue,
     act_verbs.cancel,

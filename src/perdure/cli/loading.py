@@ -1,10 +1,11 @@
-"""From `module:function` or `file.py:function` to the orchestration."""
+"""From `module` or `file.py` to the module, and from `module:function` to the orchestration."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ def load_orchestration(target: str) -> Orchestration[..., Any]:
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
         raise Refusal(USAGE, f"{target!r} is not module:function", "for example shop.py:checkout")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import(place, "")
+    module = load_module(place)
     found = getattr(module, name, None)
     if isinstance(found, Orchestration):
         return found
@@ -33,10 +34,30 @@ def load_orchestration(target: str) -> Orchestration[..., Any]:
     )
 
 
+def load_modules(places: Sequence[str]) -> list[ModuleType]:
+    """Import modules of which each has something to host. Raises Refusal."""
+    modules = [load_module(place) for place in places]
+    for place, module in zip(places, modules, strict=True):
+        if not marked_in(module):
+            what = "mark functions with @perdure.orchestration and @perdure.activity"
+            raise Refusal(USAGE, f"there is nothing to run in {place}", what)
+    return modules
+
+
+def load_module(place: str) -> ModuleType:
+    """Import a module as if started in the current folder (a file: in its own). Raises Refusal."""
+    return _import_file(Path(place)) if place.endswith(".py") else _import(place, "")
+
+
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise Refusal(USAGE, f"there is no file {path}")
-    if path.stem in sys.modules:
+    known = sys.modules.get(path.stem)
+    if known is not None:
+        # One that was listed before may have imported it.
+        file = getattr(known, "__file__", None)
+        if file is not None and Path(file).resolve() == path.resolve():
+            return known
         raise Refusal(USAGE, f"{path} has the name of the module {path.stem}", "rename the file")
     return _import(path.stem, str(path.parent.resolve()))
 

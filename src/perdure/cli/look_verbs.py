@@ -95,3 +95,16 @@ def stats(as_json: bool, store: str | None) -> None:
     from perdure.cli import looking
 
     looking.show_stats(store, as_json)
+
+
+@click.command()
+@json_option
+@store_option
+def nodes(as_json: bool, store: str | None) -> None:
+    """List the nodes that work on a store, with what they hold and when they last gave a sign.
+
+    Example: perdure nodes --store postgresql://app@db.internal/app
+    """
+    from perdure.cli import looking
+
+    looking.list_nodes(store, as_json)

@@ -16,7 +16,7 @@ from perdure.cli.settings import store_to_look_at
 from perdure.cli.tables import moment, print_facts, print_json, print_table
 from perdure.client.client import Client
 from perdure.client.filters import InstanceFilter, key_of
-from perdure.client.models import Instance, InstanceTree, Metrics, QueueDepths
+from perdure.client.models import Instance, InstanceTree, Metrics, NodeInfo, QueueDepths
 from perdure.client.waits import Wait
 from perdure.core import events
 
@@ -118,6 +118,28 @@ def show_stats(store: str | None, as_json: bool) -> None:
             for name, depth in depths.activities.items()
         ]
         print_table([heading, *rows])
+
+
+def list_nodes(store: str | None, as_json: bool) -> None:
+    nodes, now_ms = _read(store, _nodes)
+    if as_json:
+        print_json({"nodes": nodes, "now_ms": now_ms})
+        return
+    heading = ("NODE", "HOST", "PROCESS", "INSTANCES", "ACTIVITIES", "HEARTBEAT", "STARTED")
+    rows = [
+        (
+            node.node_id,
+            node.host,
+            str(node.pid),
+            f"{node.instances:,}",
+            f"{node.activities:,}",
+            f"{max(0, now_ms - node.beat_ms) / 1000:,.1f} s ago",
+            moment(node.started_ms),
+            moment(node.lease_until_ms) + (" (over)" if node.lease_until_ms < now_ms else ""),
+        )
+        for node in nodes
+    ]
+    print_table([(*heading, "LEASE UNTIL"), *rows])
 
 
 def facts(instance: Instance, waits: Sequence[Wait]) -> list[tuple[str, str]]:
@@ -282,6 +304,11 @@ async def outermost(client: Client, instance_ids: Sequence[str]) -> tuple[list[s
 
 def _ids(tree: InstanceTree) -> set[str]:
     return {tree.instance.instance_id}.union(*map(_ids, tree.children))
+
+
+async def _nodes(client: Client) -> tuple[list[NodeInfo], int]:
+    nodes = await client.nodes()
+    return nodes, client.provider.now_ms()
 
 
 async def _numbers(client: Client) -> tuple[Metrics, QueueDepths]:

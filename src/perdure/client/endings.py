@@ -16,6 +16,7 @@ from perdure.providers.contract import CommitTurn, Ending
 
 REFRESH_S = 0.02
 """Shortest time between two look-ups: a busy neighbour hints with every commit."""
+RETRY_S_MAX = 1.0
 
 logger = logging.getLogger("perdure")
 
@@ -132,15 +133,18 @@ class Endings:
             watch.learn(operation.execution_id, operation.ending)
 
     async def _refresh_all(self) -> None:
+        pause_s = REFRESH_S
         try:
             while self._again and self._waiting:
                 self._again = False
                 try:
                     await self._refresh(list(self._waiting))
+                    pause_s = REFRESH_S
                 except PerdureError as error:
                     logger.warning("cannot look up results: %s; trying again", error)
                     self._again = True
-                await asyncio.sleep(REFRESH_S)
+                    pause_s = min(2 * pause_s, RETRY_S_MAX)
+                await asyncio.sleep(pause_s)
         finally:
             self._refreshing = None
 

@@ -10,6 +10,7 @@ from perdure.client.models import (
     InstancePage,
     InstanceTree,
     Metrics,
+    NodeInfo,
     QueueDepths,
     depths_of,
     execution_of,
@@ -94,6 +95,11 @@ class Inspecting(Connection):
         """How much waits in the store."""
         return depths_of(await self._open_provider.depths())
 
+    async def nodes(self) -> list[NodeInfo]:
+        """The nodes that the store knows, by id; one that has died is among them until another
+        finds out."""
+        return [node_of(row) for row in await self._open_provider.nodes()]
+
     async def get_metrics(self) -> Metrics:
         """The store at a glance: instances by status, blocked ones by reason, nodes; and what the
         runtime of this process, if there is one, has dropped and refused."""
@@ -101,7 +107,7 @@ class Inspecting(Connection):
         return Metrics(
             instances=await provider.count_instances(),
             blocked=await provider.count_blocked(),
-            nodes=[node_of(row) for row in await provider.nodes()],
+            nodes=await self.nodes(),
             counters=None if self._host is None else dict(self._host.counters),
         )
 

@@ -116,13 +116,21 @@ class QueueDepths:
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """A started runtime that works on the store. Times are milliseconds since the epoch, UTC."""
+    """A started runtime that works on the store. Times are milliseconds since the epoch, UTC.
+
+    beat_ms: its last sign of life. lease_until_ms: from then on others may take over what it holds,
+    if it gives none. instances: how many it holds, in memory or to be loaded. activities: how many
+    it runs, or is about to.
+    """
 
     node_id: str
     host: str
     pid: int
     started_ms: int
     lease_until_ms: int
+    beat_ms: int
+    instances: int
+    activities: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +201,16 @@ def depths_of(depths: Depths) -> QueueDepths:
 
 
 def node_of(row: NodeRow) -> NodeInfo:
-    return NodeInfo(row.node_id, row.host, row.pid, row.started_ms, row.lease_until_ms)
+    return NodeInfo(
+        node_id=row.node_id,
+        host=row.host,
+        pid=row.pid,
+        started_ms=row.started_ms,
+        lease_until_ms=row.lease_until_ms,
+        beat_ms=row.beat_ms,
+        instances=row.instances,
+        activities=row.activities,
+    )
 
 
 def failed_error(instance_id: str, status: str, error: bytes | None) -> OrchestrationFailedError:

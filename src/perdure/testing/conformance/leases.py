@@ -62,6 +62,7 @@ class LeaseCases:
 
         (node,) = await provider.nodes()
         assert (node.node_id, node.lease_until_ms) == ("n-1", now + LEASE_MS)
+        assert node.beat_ms == now
         assert await one(provider, turn(of, b"1")) == Committed()
 
     @case("C-044")
@@ -86,6 +87,8 @@ class LeaseCases:
         of = await acquire(provider)
         await one(provider, turn(of, b"1", activities=(running(1), queued(2))))
         await start(provider, "held by n-2", owner="n-2", token="t-2")
+        (node,) = await provider.nodes()
+        assert (node.instances, node.activities) == (1, 1)
         store.clock.advance(LEASE_MS)
         assert await provider.reap_nodes("n-2") == []
 
