@@ -30,6 +30,7 @@ BROAD_ALLOWED = {
     "providers/worker.py": "an error in the thread goes to whoever waits for its work",
     "runtime/attempts.py": "an activity may raise anything; it fails with it",
     "runtime/intake.py": "a node that takes nothing in any more would look alive and do nothing",
+    "runtime/transactions.py": "a transactional activity may raise anything; it fails with it",
     "runtime/threads.py": "what a call in a thread raises goes to whoever waits for it",
     "runtime/turns.py": "a turn that fails blocks its own instance and no other",
     "runtime/watchdog.py": "the thread that renews the lease must not end",

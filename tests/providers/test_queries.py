@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from provider_world import (
     CAPS,
+    LEASE_MS,
     World,
     acquire,
     claim,
@@ -403,3 +404,15 @@ async def test_another_process_sees_what_was_committed(world: World) -> None:
         assert await row(second, f"i-{n}") == await row(first, f"i-{n}")
     (of, *_) = await claim(second, "n-2")
     assert (await row(first, of.instance_id)).owner == "n-2"
+
+
+async def test_a_survey_counts_the_other_nodes(world: World) -> None:
+    provider, another = await world.open(), await world.open()
+    await provider.register_node("n-1", LEASE_MS)
+    assert (await provider.survey("n-1", CAPS, NAMES)).others == 0
+
+    await another.register_node("n-2", LEASE_MS)
+
+    assert (await provider.survey("n-1", CAPS, NAMES)).others == 1
+    await another.release_node("n-2")
+    assert (await provider.survey("n-1", CAPS, NAMES)).others == 0

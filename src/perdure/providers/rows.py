@@ -78,11 +78,13 @@ class Survey(Value, frozen=True):
     mail: of the instances it holds whose due_ms has come and that have messages or queue items.
     instances_due_ms: the earliest due_ms of an unowned instance that it could run, or None.
     activities_due_ms: the earliest due_ms of an unclaimed activity that it could run, or None.
+    others: how many other nodes are known.
     """
 
     mail: tuple[Mail, ...]
     instances_due_ms: int | None
     activities_due_ms: int | None
+    others: int = 0
 
 
 class NodeRow(Value, frozen=True):

@@ -26,6 +26,8 @@ from perdure.runtime.residents import Resident
 from perdure.runtime.turns import Turns
 
 CLAIM_LIMIT = 500
+CLAIM_SHARE = 20
+"""While there are other nodes: who is quick to look must not take everything before they do."""
 ITEMS_AT_ONCE = 100
 REAP_S = 1.0
 RETRY_S = 0.5
@@ -48,6 +50,7 @@ class Intake:
         self._news = asyncio.Event()
         self._claiming = False
         self._claim_again = False
+        self._others = 0
         self._told_at = 0.0
         self._due: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,6 +118,7 @@ class Intake:
         survey = await node.provider.survey(
             node.node_id, node.registry.capabilities, self._activities.claimable()
         )
+        self._others = survey.others
         wake_s = IDLE_POLL_S
         for mail in survey.mail:
             resident = node.residents.get(mail.key)
@@ -152,9 +156,8 @@ class Intake:
             self._wake_in(ALONE_S)
             return
         self._claiming = True
-        operation = ClaimInstances(
-            node.node_id, node.registry.capabilities, 1 if alone else CLAIM_LIMIT, alone
-        )
+        limit = 1 if alone else CLAIM_SHARE if self._others else CLAIM_LIMIT
+        operation = ClaimInstances(node.node_id, node.registry.capabilities, limit, alone)
         node.committer.submit(operation, lambda outcome: self._claimed(outcome, alone))
 
     def _claimed(self, outcome: Outcome | BaseException, alone: bool) -> None:

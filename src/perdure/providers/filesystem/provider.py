@@ -111,6 +111,7 @@ class FilesystemProvider(MemoryProvider):
                 (i.due_ms for i in tables.ready() if is_runnable(i, capabilities)), None
             ),
             activities_due_ms=unclaimed[0][3].due_ms if unclaimed else None,
+            others=sum(other != node_id for other in tables.nodes),
         )
 
     nodes = _durable(MemoryProvider.nodes)

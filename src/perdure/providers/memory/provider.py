@@ -200,6 +200,7 @@ class MemoryProvider:
                 ),
                 instances_due_ms=next(runnable, None),
                 activities_due_ms=unclaimed[0][3].due_ms if unclaimed else None,
+                others=sum(other != node_id for other in self._store.nodes),
             )
 
     async def lost_activities(

@@ -62,7 +62,8 @@ select
             select a.due_ms from activities as a where a.owner is null and a.name = named.name
             order by a.due_ms limit 1
         ) as one
-    )
+    ),
+    (select count(*) from nodes where node_id <> $2)
 from clock
 """
 _MAIL = """
@@ -90,10 +91,10 @@ async def survey(
         [version for _, version in pairs],
         sorted(activity_names),
     )
-    now, has_mail, first_due_ms, unversioned_due_ms, activities_due_ms = row
+    now, has_mail, first_due_ms, unversioned_due_ms, activities_due_ms, others = row
     due = [due_ms for due_ms in (first_due_ms, unversioned_due_ms) if due_ms is not None]
     mail = await _mail(connection, node_id, now) if has_mail else ()
-    return Survey(mail, min(due, default=None), activities_due_ms), now
+    return Survey(mail, min(due, default=None), activities_due_ms, others), now
 
 
 async def _mail(connection: Any, node_id: str, now: int) -> tuple[Mail, ...]:

@@ -45,7 +45,8 @@ select
             select due_ms from activities where owner is null and name = named.value
             order by due_ms limit 1
         )) from json_each(:names) as named
-    )
+    ),
+    (select count(*) from nodes where node_id <> :node)
 """
 _MAIL = query(
     "i.key, i.mail, i.external, i.queued, m.seq, m.accepted_ms",
@@ -63,7 +64,7 @@ def survey(
     activity_names: frozenset[str],
     now: int,
 ) -> Survey:
-    has_mail, due_ms, activities_due_ms = connection.execute(
+    has_mail, due_ms, activities_due_ms, others = connection.execute(
         _SURVEY,
         {
             "node": node_id,
@@ -73,7 +74,7 @@ def survey(
         },
     ).get
     mail = _mail(connection, node_id, now) if has_mail else ()
-    return Survey(mail, due_ms, activities_due_ms)
+    return Survey(mail, due_ms, activities_due_ms, others)
 
 
 def _mail(connection: apsw.Connection, node_id: str, now: int) -> tuple[Mail, ...]:
