@@ -77,8 +77,8 @@ def test_a_finished_program_run_again_prints_the_same(tmp_path: Path) -> None:
     assert outcome(first, tmp_path) == outcome(first, tmp_path) == first.printed
 
 
-def test_the_readme_has_the_first_program_the_service_and_the_long_life() -> None:
-    first, service, long_life = programs((ROOT / "README.md").read_text(), "README.md")
+def test_the_readme_has_a_first_program_and_one_for_each_thing_that_it_shows() -> None:
+    first, service, long_life, paying = programs((ROOT / "README.md").read_text(), "README.md")
 
     assert "perdure.run(" in first.code
     assert len([line for line in first.code.splitlines() if line]) <= 10
@@ -87,6 +87,8 @@ def test_the_readme_has_the_first_program_the_service_and_the_long_life() -> Non
     assert service.printed
     assert "enqueue_event(" in long_life.code
     assert long_life.printed
+    assert "transactional=True" in paying.code
+    assert paying.printed
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
