@@ -43,6 +43,7 @@ from perdure.providers.postgres import PostgresProvider
 from perdure.providers.postgres.connections import Database
 from perdure.providers.postgres.schema import MIGRATIONS
 from perdure.providers.urls import open_provider
+from perdure.testing.conformance.kit import ending
 from postgres_server import with_database
 
 
@@ -209,23 +210,72 @@ async def test_text_that_cannot_be_stored_leaves_the_batch_undone(store: World, 
 # Many writers.
 
 
+class Trips:
+    """Counts the round trips that a provider makes for what it commits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.number = 0
+        for name in ("execute", "fetchrow", "fetch", "fetchval"):
+            monkeypatch.setattr(asyncpg.Connection, name, self._counted(name))
+
+    def _counted(self, name: str) -> Any:
+        plain = getattr(asyncpg.Connection, name)
+
+        async def counted(connection: Any, *values: Any, **more: Any) -> Any:
+            # Others are told outside the commit.
+            self.number += "pg_notify" not in values[0]
+            return await plain(connection, *values, **more)
+
+        return counted
+
+
+async def test_turns_and_starts_take_one_round_trip(
+    store: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = await store.open()
+    await provider.register_node("n-1", LEASE_MS)
+    of, other = await acquire(provider, "i-1"), await acquire(provider, "i-2")
+    key = provider.reserve_key()
+    trips = Trips(monkeypatch)
+
+    outcomes = await provider.commit(
+        [
+            turn(of, b"1", activities=(queued(1),), set_due=True, due_ms=9),
+            ending(other, b"1"),
+            new("i-3", key=key),
+        ]
+    )
+
+    assert outcomes == [Committed(), Committed(), Started(key)]
+    assert trips.number == 1
+    assert (await row(provider, "i-1")).due_ms == 9
+    assert (await row(provider, "i-2")).status == "completed"
+    assert (await row(provider, "i-3")).status == "pending"
+
+
+async def test_a_batch_is_looked_at_first_if_a_row_is_not_as_believed(
+    store: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = await store.open()
+    await provider.register_node("n-1", LEASE_MS)
+    of, other = await acquire(provider, "i-1"), await acquire(provider, "i-2")
+    await one(provider, note("i-1"))
+    trips = Trips(monkeypatch)
+
+    outcomes = await provider.commit([turn(of, b"1", set_due=True, due_ms=9), ending(other, b"1")])
+
+    assert outcomes == [Committed(), Committed()]
+    assert trips.number == 5
+    assert (await row(provider, "i-1")).due_ms != 9
+
+
 async def test_a_batch_takes_at_most_five_round_trips(
     store: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = await store.open()
     of = await acquire(provider)
     await one(provider, turn(of, b"0", activities=(queued(1),)))
-    trips = 0
-    for name in ("execute", "fetchrow", "fetch", "fetchval"):
-        plain = getattr(asyncpg.Connection, name)
-
-        async def counted(self: Any, *values: Any, plain: Any = plain, **more: Any) -> Any:
-            nonlocal trips
-            # Others are told outside the commit.
-            trips += "pg_notify" not in values[0]
-            return await plain(self, *values, **more)
-
-        monkeypatch.setattr(asyncpg.Connection, name, counted)
+    trips = Trips(monkeypatch)
 
     outcomes = await provider.commit(
         [
@@ -237,7 +287,7 @@ async def test_a_batch_takes_at_most_five_round_trips(
         ]
     )
 
-    assert trips == 5
+    assert trips.number == 5
     assert isinstance(is_a(Committed, outcomes[0]).starts[0], Taken)
 
 

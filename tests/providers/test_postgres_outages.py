@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from provider_world import CAPS, LEASE_MS, acquire, is_a, new, note, one, row, running, start, turn
 
 from perdure.errors import ProviderError, StoreClosed, StoreUnavailable
 from perdure.providers.committer import Committer
-from perdure.providers.contract import Committed, Provider, RowFilter, Started
-from perdure.providers.postgres import PostgresProvider
+from perdure.providers.contract import Committed, Outcome, Provider, RowFilter, Sent, Started
+from perdure.providers.postgres import PostgresProvider, connections, session
 from perdure.providers.postgres.batches import Mark, became_of
 from perdure.providers.postgres.connections import Database
-from postgres_proxy import Loss, Proxy
+from postgres_proxy import Loss, Proxy, Way
 from postgres_server import Server, new_schema, with_database, with_schema
 
 
@@ -40,6 +42,15 @@ async def opened(url: str, **fields: Any) -> AsyncIterator[PostgresProvider]:
         yield provider
     finally:
         await provider.close()
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    connection = await Database(url).connect()
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 async def terminate(url: str, state: str = "%") -> int:
@@ -109,20 +120,54 @@ async def test_a_commit_that_never_arrived_changed_nothing_and_may_be_repeated(
         assert is_a(Started, outcomes[1])
 
 
+@pytest.mark.parametrize("loss", ["answer", "question", "late"])
+async def test_a_batch_in_one_statement_that_is_lost_is_done_once(
+    postgres_url: str, loss: Loss
+) -> None:
+    async with Proxy(postgres_url) as proxy, opened(proxy.url) as provider:
+        of = await acquire(provider)
+        assert await one(provider, turn(of, b"before")) == Committed()
+        proxy.lose, proxy.commit = loss, b"the turn"
+
+        outcome = await settled(provider.commit([turn(of, b"the turn", first=2)]))
+
+        assert proxy.lost == 1
+        # What has not arrived yet when it is asked about does nothing any more.
+        assert (outcome == [Committed()]) is (loss == "answer")
+        await proxy.delivered()
+        events = [b"before", b"the turn"] if loss == "answer" else [b"before"]
+        assert await provider.read_history("i-1") == events
+        assert await one(provider, turn(of, b"after", first=len(events) + 1)) == Committed()
+
+
+async def settled(commit: Awaitable[list[Outcome]]) -> list[Outcome] | None:
+    """The outcomes, or None if the store says that nothing was done."""
+    try:
+        return await commit
+    except StoreUnavailable:
+        return None
+
+
 async def test_nothing_follows_before_it_is_known_what_became_of_a_commit(
     postgres_url: str,
 ) -> None:
     async with Proxy(postgres_url) as proxy, opened(proxy.url) as provider:
         of = await acquire(provider)
-        proxy.lose = "late"
+        assert await one(provider, turn(of, b"0")) == Committed()
+        proxy.lose, proxy.commit = "late", b"the turn"
+        committer = Committer(provider, Random(1))
 
-        first = asyncio.ensure_future(provider.commit([turn(of, b"1")]))
-        second = asyncio.ensure_future(provider.commit([turn(of, b"2", first=2)]))
+        first = asyncio.ensure_future(committer.write(turn(of, b"the turn", first=2)))
+        async with asyncio.timeout(60):
+            while not proxy.lost:
+                await asyncio.sleep(0)
+        second = asyncio.ensure_future(committer.write(turn(of, b"2", first=3)))
 
-        assert await second == [Committed()]
+        assert await second == Committed()
         assert first.done()
-        assert await first == [Committed()]
-        assert await provider.read_history("i-1") == [b"1", b"2"]
+        assert await first == Committed()
+        assert await provider.read_history("i-1") == [b"0", b"the turn", b"2"]
+        await committer.close()
 
 
 async def test_a_number_that_the_server_has_given_again_is_no_proof(postgres_url: str) -> None:
@@ -131,8 +176,7 @@ async def test_a_number_that_the_server_has_given_again_is_no_proof(postgres_url
         await start(provider)
         admin = await Database(postgres_url).connect()
         committed = await admin.fetchval("select pg_current_xact_id()::text")
-        writer = provider._writer
-        number = await admin.fetchval("select batch from writers where writer = $1", writer)
+        writer, number = await admin.fetchrow("select writer, batch from writers")
         assert await became_of(admin, committed, None) == "committed"
         assert await became_of(admin, committed, Mark(writer, number)) == "committed"
         assert await became_of(admin, committed, Mark(writer, number + 1)) == "aborted"
@@ -237,7 +281,153 @@ async def test_what_keeps_an_open_store_from_connecting_may_go_away_again(
     await admin.close()
 
 
+# Connections that say nothing.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", [("questions",), ("answers",)])
+async def test_a_connection_that_swallows_everything_is_given_up_and_nothing_is_done_twice(
+    postgres_url: str, ways: tuple[Way, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Proxy(postgres_url) as proxy, opened(proxy.url) as provider:
+        committer = Committer(provider, Random(1))
+        of = await acquire(provider)
+        monkeypatch.setattr(connections, "COMMAND_S", 0.5)
+        monkeypatch.setattr(connections, "CONNECT_S", 0.5)
+        # Those that it makes now have that limit.
+        await terminate(postgres_url)
+        await patiently(lambda: one(provider, note("i-1")))
+        await patiently(lambda: row(provider))
+        proxy.swallows = set(ways)
+        written = [
+            asyncio.ensure_future(committer.write(each))
+            for each in (turn(of, b"1"), new("i-2"), note("i-1"))
+        ]
+        with pytest.raises(StoreUnavailable):
+            await row(provider)
+        async with asyncio.timeout(60):
+            while committer.degraded is None:
+                await asyncio.sleep(0.01)
+
+        proxy.mend()
+
+        async with asyncio.timeout(60):
+            outcomes = await asyncio.gather(*written)
+        assert [type(each) for each in outcomes] == [Committed, Started, Sent]
+        assert await provider.read_history("i-1") == [b"1"]
+        assert await provider.count_instances() == {"pending": 2}
+        await committer.close()
+
+
+async def test_a_host_that_does_not_even_refuse_does_not_hide_the_next_one(
+    postgres_url: str,
+) -> None:
+    parts = urlsplit(postgres_url)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},{parts.hostname}:{parts.port or 5432}"
+        user = parts.netloc.rpartition("@")[0]
+        database = Database(urlunsplit(parts._replace(netloc=f"{user}@{hosts}")))
+        with pytest.raises(StoreUnavailable):
+            await database.connect(0.2)
+
+        connection = await database.connect()
+
+        await connection.close()
+
+
+async def test_a_session_that_is_silent_is_given_up_when_it_is_used(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LOOK_S", 3_600)
+    async with Proxy(postgres_url) as proxy, opened(proxy.url) as provider:
+        monkeypatch.setattr(connections, "COMMAND_S", 0.5)
+        monkeypatch.setattr(connections, "CONNECT_S", 0.5)
+        told = asyncio.Event()
+        provider.watch(told.set)
+        await patiently(lambda: provider.register_node("n-1", LEASE_MS))
+        proxy.swallows = {"questions", "answers"}
+        with pytest.raises(StoreUnavailable):
+            await provider.register_node("n-2", LEASE_MS)
+        told.clear()
+        proxy.mend()
+
+        # Made again, and the store looked at, since something may have been missed.
+        async with asyncio.timeout(30):
+            await told.wait()
+        await patiently(lambda: provider.register_node("n-3", LEASE_MS))
+
+
+async def test_a_dead_peer_is_noticed_by_the_system_and_a_slow_one_is_not_given_up(
+    postgres_url: str,
+) -> None:
+    connection = await Database(postgres_url).connect()
+    peer = connection._transport.get_extra_info("socket")
+    assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert 0 < peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 12_000
+    assert 0 < peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 5
+    assert await connection.fetchval("show tcp_keepalives_idle") == "5"
+    await connection.close()
+
+
 # Servers.
+
+
+async def test_a_commit_that_waits_for_a_standby_is_not_acknowledged_before(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when the wait is given up: to cancel it would make the server say that all is well."""
+    async with (
+        opened(with_schema(own_server.url, new_schema())) as provider,
+        connected(own_server.url) as admin,
+    ):
+        await admin.execute("alter system set synchronous_standby_names = 'nobody'")
+        await admin.execute("select pg_reload_conf()")
+        async with asyncio.timeout(30):
+            while await admin.fetchval("show synchronous_standby_names") != "nobody":
+                await asyncio.sleep(0.01)
+        try:
+            monkeypatch.setattr(connections, "COMMAND_S", 0.5)
+            commit = asyncio.ensure_future(patiently(lambda: provider.commit([new("i-1")])))
+            async with asyncio.timeout(30):
+                while "the answer to a commit was lost" not in caplog.text:
+                    await asyncio.sleep(0.01)
+            # Whoever asks what became of it is told that it is under way.
+            waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'"
+            assert await admin.fetchval(waiting) == 1
+            assert await provider.count_instances() == {}
+            assert not commit.done()
+        finally:
+            await admin.execute("alter system reset synchronous_standby_names")
+            await admin.execute("select pg_reload_conf()")
+        assert is_a(Started, (await commit)[0])
+
+
+async def test_a_server_that_becomes_read_only_and_writable_again_is_waited_for(
+    own_server: Server,
+) -> None:
+    url = with_schema(own_server.url, new_schema())
+    async with opened(url) as provider, connected(own_server.url) as admin:
+        await start(provider)
+        setting = "alter system set default_transaction_read_only = "
+        await admin.execute(setting + "on")
+        await admin.execute("select pg_reload_conf()")
+        try:
+            committer = Committer(provider, Random(1))
+            written = asyncio.ensure_future(committer.write(new("i-2")))
+            async with asyncio.timeout(30):
+                while "read-only now" not in (committer.degraded or ""):
+                    if written.done():
+                        # The server had not read its settings yet.
+                        written = asyncio.ensure_future(committer.write(note("i-1")))
+                    await asyncio.sleep(0.01)
+            assert await provider.count_instances() != {}
+        finally:
+            await admin.execute("set transaction_read_only = off")
+            await admin.execute("alter system reset default_transaction_read_only")
+            await admin.execute("select pg_reload_conf()")
+        assert isinstance(await written, Started | Sent)
+        assert committer.degraded is None
+        await committer.close()
 
 
 async def test_a_standby_is_refused_until_it_is_promoted(own_server: Server) -> None:

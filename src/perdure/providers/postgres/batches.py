@@ -49,6 +49,10 @@ select r.what, r.other, r.gone from unnest($1::text[], $2::text[], $3::boolean[]
 cross join lateral remove(w.id, w.incarnation, w.force) as r order by w.place
 """
 _STATUS = "select coalesce(pg_xact_status($1::text::xid8), 'aborted')"
+_GIVE_UP = """
+insert into writers as w (writer, batch, at_ms, fence) values ($1, 0, $3, $2)
+    on conflict (writer) do update set fence = excluded.fence returning batch
+"""
 _CLAIM_INSTANCES = "select * from claim_instances($1, $2, $3, $4, $5, $6, $7, $8)"
 _CLAIM_ACTIVITIES = "select * from claim_activities($1, $2, $3, $4, $5, $6)"
 
@@ -79,12 +83,11 @@ class Mark(NamedTuple):
 async def apply(
     connection: Any, batch: Sequence[Operation], mark: Mark, now_ms: int | None, more_keys: int
 ) -> Applied:
-    """Do the work of a batch in the transaction that is open on the connection.
+    """Do the work of a batch in the transaction that is open on the connection. Its values have
+    been checked.
 
     now_ms: the time, or None for the server's. more_keys: how many keys to reserve.
     """
-    # A value that cannot be stored is refused also where it would not have been written.
-    _encode(batch)
     order = ORDER
     ordered = sorted(enumerate(batch), key=lambda item: order[type(item[1])])
     found: dict[int, Any] = {}
@@ -110,6 +113,11 @@ async def apply(
     done.keys = sheet.fresh[::-1]
     done.outcomes = [found[place] for place in range(len(batch))]
     return done
+
+
+def check_values(batch: Sequence[Operation]) -> None:
+    """Raises one of VALUE for what cannot be stored, also where it would not have been written."""
+    _encode(batch)
 
 
 async def _remove(
@@ -243,4 +251,14 @@ async def became_of(connection: Any, xid: str, mark: Mark | None) -> str:
     if mark is None or status == "in progress":
         return status
     known = await connection.fetchval("select batch from writers where writer = $1", mark.writer)
+    return "committed" if known == mark.batch else "aborted"
+
+
+async def give_up(connection: Any, mark: Mark) -> str:
+    """What became of a batch that went in one statement: "committed" or "aborted".
+
+    It waits for the statement if that is running, and one that has yet to arrive will do nothing.
+    """
+    now_ms = int(time.time() * 1000)
+    known = await connection.fetchval(_GIVE_UP, mark.writer, mark.batch, now_ms)
     return "committed" if known == mark.batch else "aborted"

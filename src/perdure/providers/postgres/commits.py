@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from random import Random
 from typing import Any, TypeVar
@@ -22,15 +23,25 @@ from perdure.errors import (
     TransactionRefused,
 )
 from perdure.providers.contract import CompleteActivity, Operation, Refused
-from perdure.providers.postgres.batches import Applied, Mark, apply, became_of
+from perdure.providers.postgres.batches import (
+    Applied,
+    Mark,
+    apply,
+    became_of,
+    check_values,
+    give_up,
+)
 from perdure.providers.postgres.connections import (
     CONFLICT,
     ERRORS,
     LOST,
+    VALUE,
     Connections,
     Database,
     commit,
+    write,
 )
+from perdure.providers.postgres.quick import PUT_TURNS, Quick, quick
 from perdure.providers.postgres.transactions import (
     Transaction,
     completion,
@@ -85,15 +96,44 @@ class Commits:
 
     # Batches.
 
-    async def commit(self, batch: Sequence[Operation], more_keys: Callable[[], int]) -> Applied:
-        """Apply a batch. more_keys: how many keys to reserve with it."""
+    async def commit(self, batch: Sequence[Operation], now_ms: int, more_keys: int) -> Applied:
+        """Apply a batch. now_ms: a time that the store's clock has passed. more_keys: how many
+        keys to reserve with it."""
 
         async def work(connection: Any) -> Applied:
+            # A pooler's session has not the settings that a single statement needs.
+            check_values(batch)
+            if not (more_keys or self._database.pooled):
+                found = quick(batch, now_ms)
+                done = None if found is None else await self._at_once(connection, found)
+                if done is not None:
+                    return done
             with self._mark() as mark:
                 await connection.execute(self._database.begin)
-                return await self._apply(connection, batch, mark, more_keys())
+                return await self._apply(connection, batch, mark, more_keys)
 
         return await self.repeated(self._write, work)
+
+    async def _at_once(self, connection: Any, found: Quick) -> Applied | None:
+        """Write a batch in one round trip; None if nothing was written and it has to be looked at
+        first. (If it cannot be written at all, that is then found out.)"""
+        with self._mark() as mark:
+            try:
+                await self._reached("before_commit")
+                values = (*found.parameters, *mark, self._now_ms())
+                now_ms = await write(connection, PUT_TURNS, *values)
+                seen_at_s = time.monotonic()
+                await self._reached("after_commit")
+            except VALUE:
+                return None
+            except LOST as error:
+                connection.terminate()
+                await self._find_out(lambda other: give_up(other, mark), error)
+                now_ms, seen_at_s = 0, 0.0
+            except asyncpg.PostgresError as error:
+                logger.debug("a batch has to be looked at first: %s", error)
+                return None
+        return Applied(found.outcomes, now_ms, seen_at_s, hint=found.hint)
 
     async def repeated(self, connections: Connections, work: Callable[[Any], Awaitable[T]]) -> T:
         """Do the work, again if it collides with another transaction."""
@@ -145,20 +185,21 @@ class Commits:
             raise
         except (asyncpg.PostgresError, *LOST) as error:
             connection.terminate()
-            await self._find_out(done.xid, mark if done.marked else None, error)
+            xid, own = done.xid, mark if done.marked else None
+            await self._find_out(lambda other: became_of(other, xid, own), error)
 
     async def _reached(self, place: str) -> None:
         if self._probe is not None:
             await self._probe(place)
 
-    async def _find_out(self, xid: str, mark: Mark | None, error: BaseException) -> None:
-        """The answer to COMMIT was lost. Returns if the transaction was committed; raises
+    async def _find_out(self, ask: Callable[[Any], Awaitable[str]], error: BaseException) -> None:
+        """The answer to a commit was lost. Returns if the transaction was committed; raises
         StoreUnavailable if it was not; waits as long as it is not known."""
         logger.warning("the answer to a commit was lost (%s); finding out", error)
         while not self._closing:
             try:
                 async with self._others.use() as connection:
-                    status = await became_of(connection, xid, mark)
+                    status = await ask(connection)
             except (ProviderError, *ERRORS) as unreachable:
                 logger.info("it is not known yet: %s", unreachable)
                 status = "in progress"

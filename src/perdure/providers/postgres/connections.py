@@ -7,7 +7,7 @@ import contextlib
 import copy
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -152,12 +152,13 @@ class Database:
         other.settings = _NAMED if self.pooled else {**_NAMED, **_SESSION_SETTINGS}
         return other
 
-    async def connect(self) -> Any:
-        """A new connection. Raises StoreUnavailable or ProviderError with the reason."""
+    async def connect(self, timeout_s: float | None = None) -> Any:
+        """A new connection, after at most CONNECT_S unless timeout_s says otherwise. Raises
+        StoreUnavailable or ProviderError with the reason."""
         try:
             connection = await asyncpg.connect(
                 urlunsplit(self._url),
-                timeout=CONNECT_S,
+                timeout=timeout_s or CONNECT_S,
                 command_timeout=COMMAND_S,
                 server_settings=self.settings,
                 # What is prepared in one session does not exist in that of the next transaction.
@@ -177,10 +178,10 @@ class Database:
         if comma:
             self._url = self._url._replace(netloc=f"{user}{at}{others},{first}")
 
-    async def connect_again(self) -> Any:
+    async def connect_again(self, timeout_s: float | None = None) -> Any:
         """The same for a store that was open before: whatever is in the way may go away again."""
         try:
-            return await self.connect()
+            return await self.connect(timeout_s)
         except StoreUnavailable:
             raise
         except ProviderError as error:
@@ -287,11 +288,24 @@ async def close(connection: Any) -> None:
 
 
 async def commit(connection: Any) -> None:
-    """COMMIT. It is given up after COMMAND_S, but never cancelled: a server that waits for its
+    """COMMIT."""
+    with _never_cancelled(connection):
+        await connection.execute("commit", timeout=2 * COMMAND_S)
+
+
+async def write(connection: Any, statement: str, *values: Any) -> Any:
+    """A statement that is a transaction by itself; its first value."""
+    with _never_cancelled(connection):
+        return await connection.fetchval(statement, *values, timeout=2 * COMMAND_S)
+
+
+@contextlib.contextmanager
+def _never_cancelled(connection: Any) -> Iterator[None]:
+    """What commits is given up after COMMAND_S, but never cancelled: a server that waits for its
     standby would then report as committed what may be lost with it."""
     end = asyncio.get_running_loop().call_later(COMMAND_S, connection.terminate)
     try:
-        await connection.execute("commit", timeout=2 * COMMAND_S)
+        yield
     finally:
         end.cancel()
 

@@ -11,6 +11,8 @@ p_now is the store's time in milliseconds if the caller has a clock of its own (
 
 from __future__ import annotations
 
+OTHERWISE = "PD001"
+"""The state of the error by which `put_turns` does nothing."""
 ROUNDS_MAX = 10
 """How often a claim looks for more when others were quicker."""
 
@@ -182,9 +184,62 @@ begin
         pruned := pruned || counts;
     end loop;
     -- By this the writer knows its own transaction again if the answer to COMMIT is lost.
-    insert into writers as w values (p_writer, p_batch, p_now)
-        on conflict (writer) do update set batch = excluded.batch, at_ms = excluded.at_ms;
+    if p_writer is not null then
+        insert into writers as w (writer, batch, at_ms) values (p_writer, p_batch, p_now)
+            on conflict (writer) do update set batch = excluded.batch, at_ms = excluded.at_ms;
+    end if;
     xid := pg_current_xact_id();
+end $$;
+"""
+
+# A whole batch of turns and starts in one round trip, if the rows are as their writer believes;
+# otherwise nothing of it happens. A statement that arrives after its writer has given it up, and
+# has said so by the fence, does nothing either.
+_PUT_TURNS = f"""
+create function put_turns(
+    p_turns turn[], p_consumed place[], p_activities_gone place[], p_timers_gone place[],
+    p_executions_over place[], p_instances_over bigint[], p_instances instances[],
+    p_executions executions[], p_executions_changed executions[], p_history history[],
+    p_activities activities[], p_timers timers[], p_pruned executions[],
+    p_writer text, p_batch bigint, p_now bigint, out now_ms bigint
+) language plpgsql as $$
+declare
+    written bigint;
+begin
+    now_ms := {_NOW};
+    insert into writers as w (writer, batch, at_ms) values (p_writer, p_batch, now_ms)
+        on conflict (writer) do update set batch = excluded.batch, at_ms = excluded.at_ms
+        where w.fence < excluded.batch;
+    get diagnostics written = row_count;
+    if written = 0 then
+        raise exception 'given up' using errcode = '{OTHERWISE}';
+    end if;
+    update instances as i set
+        version = coalesce(c.version, i.version), status = coalesce(c.status, i.status),
+        execution_id = c.next_execution, finished_ms = c.finished_ms,
+        owner = case when not c.gives_back then i.owner end,
+        token = case when not c.gives_back then i.token end,
+        attempt = case when c.settles then 0 else i.attempt end,
+        due_ms = case when c.sets_due then c.due_ms else i.due_ms end,
+        hold_ms = case when not c.settles then i.hold_ms end,
+        blocked = case when not c.settles then i.blocked end,
+        blocked_detail = case when not c.settles then i.blocked_detail end
+    from unnest(p_turns) as c
+    where i.key = c.key and i.token = c.token and i.execution_id = c.execution_id
+        and (c.external is null or i.external = c.external)
+        and (c.mail is null or i.mail = c.mail);
+    get diagnostics written = row_count;
+    if written <> cardinality(p_turns) or exists (
+        select 1 from inbox as m where m.key = any(p_instances_over)
+            and m.seq <> all(array(select c.event_id from unnest(p_consumed) as c))
+    ) then
+        raise exception 'not as believed' using errcode = '{OTHERWISE}';
+    end if;
+    perform put(
+        p_consumed, p_activities_gone, p_timers_gone, p_executions_over, p_instances_over,
+        p_instances, '{{}}', p_executions, p_executions_changed, p_history, p_activities, '{{}}',
+        p_timers, '{{}}', '{{}}', '{{}}', p_pruned, null, null, now_ms
+    );
 end $$;
 """
 
@@ -199,18 +254,20 @@ create function claim_instances(
 ) language plpgsql as $$
 declare
     keys bigint[] := '{{}}';
-    tried bigint[] := '{{}}';
     tries bigint[];
+    last_ms bigint := -1;
+    last_key bigint := 0;
 begin
     for round in 1..{ROUNDS_MAX} loop
-        tries := array(
-            select d.key from (
+        -- On from the last one tried: to leave out each by name costs its number squared.
+        select array_agg(d.key order by d.due_ms, d.key), max(d.due_ms) into tries, last_ms from (
+            select d.key, d.due_ms from (
                 select one.key, one.due_ms from unnest(p_names, p_versions) as pair (name, version)
                 cross join lateral (
                     select i.key, i.due_ms from instances as i
                     where i.name = pair.name and i.version = pair.version and i.owner is null
                         and i.due_ms <= p_now and i.attempt >= p_least and i.attempt < p_most
-                        and i.key <> all(tried)
+                        and (i.due_ms, i.key) > (last_ms, last_key)
                     order by i.due_ms, i.key limit p_limit - cardinality(keys)
                 ) as one
                 union all
@@ -219,13 +276,13 @@ begin
                     select i.key, i.due_ms from instances as i
                     where i.name = named.name and i.version is null and i.owner is null
                         and i.due_ms <= p_now and i.attempt >= p_least and i.attempt < p_most
-                        and i.key <> all(tried)
+                        and (i.due_ms, i.key) > (last_ms, last_key)
                     order by i.due_ms, i.key limit p_limit - cardinality(keys)
                 ) as one
             ) as d order by d.due_ms, d.key limit p_limit - cardinality(keys)
-        );
-        exit when cardinality(tries) = 0;
-        tried := tried || tries;
+        ) as d;
+        exit when tries is null;
+        last_key := tries[cardinality(tries)];
         keys := keys || array(
             select i.key from instances as i where i.key = any(tries) and i.owner is null
                 and i.due_ms <= p_now and i.attempt >= p_least and i.attempt < p_most
@@ -263,25 +320,30 @@ create function claim_activities(
 ) language plpgsql as $$
 declare
     places place[] := '{{}}';
-    tried place[] := '{{}}';
     tries place[];
+    last_ms bigint := -1;
+    last place := row(0, 0, 0);
 begin
     for round in 1..{ROUNDS_MAX} loop
-        tries := array(
-            select row(one.key, one.execution_id, one.event_id)::place
-            from unnest(p_names) as named (name) cross join lateral (
+        select array_agg(
+                row(one.key, one.execution_id, one.event_id)::place
+                order by one.due_ms, one.key, one.execution_id, one.event_id
+            ), max(one.due_ms) into tries, last_ms
+        from (
+            select one.* from unnest(p_names) as named (name) cross join lateral (
                 select a.key, a.execution_id, a.event_id, a.due_ms from activities as a
                 where a.name = named.name and a.owner is null and a.due_ms <= p_now
                     and a.claims >= p_least and a.claims < p_most
-                    and row(a.key, a.execution_id, a.event_id)::place <> all(tried)
+                    and (a.due_ms, a.key, a.execution_id, a.event_id)
+                        > (last_ms, last.key, last.execution_id, last.event_id)
                 order by a.due_ms, a.key, a.execution_id, a.event_id
                 limit p_limit - cardinality(places)
             ) as one
             order by one.due_ms, one.key, one.execution_id, one.event_id
             limit p_limit - cardinality(places)
-        );
-        exit when cardinality(tries) = 0;
-        tried := tried || tries;
+        ) as one;
+        exit when tries is null;
+        last := tries[cardinality(tries)];
         places := places || array(
             select row(one.key, one.execution_id, one.event_id)::place
             from unnest(tries) as w cross join lateral (
@@ -409,4 +471,6 @@ begin
 end $$;
 """
 
-FUNCTIONS_1 = "".join((_LOOK, _PUT, _CLAIM_INSTANCES, _CLAIM_ACTIVITIES, _TREE, _REMOVE, _FORGET))
+FUNCTIONS_1 = "".join(
+    (_LOOK, _PUT, _PUT_TURNS, _CLAIM_INSTANCES, _CLAIM_ACTIVITIES, _TREE, _REMOVE, _FORGET)
+)

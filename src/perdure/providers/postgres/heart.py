@@ -17,7 +17,7 @@ from perdure.providers.postgres.connections import LOST, Database, close
 from perdure.providers.postgres.reads import NOW
 
 BEAT_S = 3.0
-"""Longer than that none takes on a connection that is of any use."""
+"""Longer than that none takes on a connection that is of any use, nor making one."""
 
 _BEAT = f"update nodes set lease_until_ms = {NOW} + lease_ms where node_id = $2 returning node_id"
 
@@ -69,7 +69,7 @@ class Heart:
         async with self._lock:
             try:
                 if self._connection is None or self._connection.is_closed():
-                    self._connection = await self._database.connect_again()
+                    self._connection = await self._database.connect_again(BEAT_S)
                 values = self._now_ms(), node_id
                 async with asyncio.timeout(BEAT_S), self._database.work(self._connection):
                     found = await self._connection.fetchval(_BEAT, *values)

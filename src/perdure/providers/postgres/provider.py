@@ -187,8 +187,9 @@ class PostgresProvider:
         return asyncio.shield(self._keep(self._commit(batch)))
 
     async def _commit(self, batch: Sequence[Operation]) -> list[Outcome]:
-        return self._note(await self._commits.commit(batch, self._keys_wanted))
+        return self._note(await self._commits.commit(batch, self.now_ms(), self._keys_wanted))
 
+    @property
     def _keys_wanted(self) -> int:
         return KEYS if self._node_ids and len(self._keys) < KEYS // 2 else 0
 

@@ -140,10 +140,16 @@ create table nodes (
 create table writers (
     writer text collate "C" primary key,
     batch bigint not null,
-    at_ms bigint not null
+    at_ms bigint not null,
+    fence bigint not null default 0
 ) with (fillfactor = 50);
 
 create type place as (key bigint, execution_id bigint, event_id bigint);
+create type turn as (
+    key bigint, token text, execution_id bigint, external bigint, mail bigint, version text,
+    status text, next_execution bigint, finished_ms bigint, settles boolean, gives_back boolean,
+    sets_due boolean, due_ms bigint
+);
 """
 
 MIGRATIONS = (_TABLES_1 + FUNCTIONS_1,)

@@ -74,6 +74,10 @@ class Sheet:
         self._instances_over: list[int] = []
         self._pruned: list[tuple[Any, ...]] = []
 
+    def believe(self, instance: Instance) -> None:
+        """Take an instance to be so without having looked."""
+        self._know(instance)
+
     def _know(self, instance: Instance) -> None:
         self.by_key[instance.key] = instance
         self.by_id[instance.instance_id] = instance
