@@ -10,6 +10,7 @@ import pytest
 from perdure import Client
 from perdure.cli.outcome import Refusal
 from perdure.cli.settings import find_store, store_to_look_at, store_to_run_on, store_to_write_to
+from perdure.providers.postgres import PostgresProvider
 
 PROJECT = '[tool.perdure]\nstore = "sqlite:///project.db"\n'
 
@@ -106,3 +107,19 @@ def test_a_folder_that_is_a_store_can_be_looked_at(folder: Path) -> None:
 
     asyncio.run(use())
     assert store_to_look_at("file:///jobs") == "file:///jobs"
+
+
+def test_looking_at_a_schema_creates_no_store_in_it(postgres_url: str) -> None:
+    async def exists() -> bool:
+        return await PostgresProvider(postgres_url).exists()
+
+    with pytest.raises(Refusal, match="there is no store"):
+        store_to_look_at(postgres_url)
+    assert not asyncio.run(exists())
+
+    async def create() -> None:
+        async with Client(postgres_url):
+            pass
+
+    asyncio.run(create())
+    assert store_to_look_at(postgres_url) == postgres_url

@@ -94,14 +94,18 @@ async def test_a_node_shows_how_much_it_holds(world: World) -> None:
     assert await load() == [("n-2", 2, 1)]
 
 
+def empty_only_file(folder: Path) -> None:
+    (file,) = folder.iterdir()
+    file.write_bytes(b"")
+
+
 async def test_a_node_whose_lock_file_says_nothing_was_alive_when_it_started(
     store: World,
 ) -> None:
     provider = await store.open()
     await provider.register_node("n-1", LEASE_MS)
     now = store.clock.now
-    (file,) = Path(f"{store.path}-nodes").iterdir()
-    file.write_bytes(b"")
+    empty_only_file(Path(f"{store.path}-nodes"))
     store.clock.advance(LEASE_MS)
     assert provider.beat("n-1") is True
 

@@ -44,7 +44,7 @@ from perdure.providers.postgres.connections import Database
 from perdure.providers.postgres.schema import MIGRATIONS
 from perdure.providers.urls import open_provider
 from perdure.testing.conformance.kit import ending
-from postgres_server import with_database
+from postgres_server import new_schema, with_database, with_schema
 
 
 @pytest.fixture
@@ -113,6 +113,22 @@ async def test_ten_may_open_an_empty_schema_at_once(store: World) -> None:
     await asyncio.gather(*(start(each, f"i-{n}") for n, each in enumerate(providers)))
 
     assert [await each.count_instances() for each in providers] == [{"pending": 10}] * 10
+
+
+async def test_whoever_owns_a_schema_can_have_a_store_in_it(postgres_url: str) -> None:
+    schema = new_schema()
+    admin = await connected(postgres_url)
+    await admin.execute(f"create role {schema} login")
+    await admin.execute(f"create schema {schema} authorization {schema}")
+    theirs = with_schema(postgres_url, schema).replace("postgres@", f"{schema}@")
+
+    provider = PostgresProvider(theirs)
+    await provider.open()
+    await start(provider)
+    await provider.close()
+
+    await admin.execute(f"drop owned by {schema}; drop role {schema}")
+    await admin.close()
 
 
 @pytest.mark.parametrize("schema", ["", "Perdure", "a-b", 'a"b', "1a", "pg_store", "a" * 64, "ä"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from perdure.cli.outcome import NO_STORE, USAGE, Refusal
+from perdure.providers.urls import open_provider
 
 SQLITE = "sqlite:///"
 FOLDER = "file:///"
@@ -25,10 +28,20 @@ def store_to_look_at(given: str | None) -> str:
     url = store_to_write_to(given)
     place = Path(url.partition(":///")[2])
     journal = place / ".perdure" / "journal"
-    missing = url.startswith(SQLITE) and not place.is_file()
-    if missing or (url.startswith(FOLDER) and not journal.is_file()):
+    if url.startswith(SQLITE):
+        is_there = place.is_file()
+    elif url.startswith(FOLDER):
+        is_there = journal.is_file()
+    else:
+        is_there = _is_on_server(url)
+    if not is_there:
         raise Refusal(NO_STORE, f"there is no store at {url}", "check --store; nothing was created")
     return url
+
+
+def _is_on_server(url: str) -> bool:
+    provider: Any = open_provider(url)
+    return bool(asyncio.run(provider.exists()))
 
 
 def store_to_write_to(given: str | None) -> str:

@@ -16,6 +16,8 @@ from perdure.providers.contract import CommitTurn, Ending
 
 REFRESH_S = 0.02
 """Shortest time between two look-ups: a busy neighbour hints with every commit."""
+PAUSES = 3
+"""So many times as long as a look-up takes is the pause after it, at least."""
 RETRY_S_MAX = 1.0
 
 logger = logging.getLogger("perdure")
@@ -133,13 +135,16 @@ class Endings:
             watch.learn(operation.execution_id, operation.ending)
 
     async def _refresh_all(self) -> None:
+        loop = asyncio.get_running_loop()
         pause_s = REFRESH_S
         try:
             while self._again and self._waiting:
                 self._again = False
                 try:
+                    began_s = loop.time()
                     await self._refresh(list(self._waiting))
-                    pause_s = REFRESH_S
+                    # Looking thousands of them up must not keep the store busy for ever.
+                    pause_s = max(REFRESH_S, PAUSES * (loop.time() - began_s))
                 except PerdureError as error:
                     logger.warning("cannot look up results: %s; trying again", error)
                     self._again = True

@@ -42,7 +42,7 @@ from perdure.providers.postgres.connections import (
 from perdure.providers.postgres.heart import Heart
 from perdure.providers.postgres.hints import Hint
 from perdure.providers.postgres.nodes import Watcher
-from perdure.providers.postgres.schema import migrate
+from perdure.providers.postgres.schema import check_version, migrate
 from perdure.providers.postgres.session import Session
 
 CONNECTIONS = 4
@@ -110,6 +110,19 @@ class PostgresProvider:
         self._session = Session(self._database, self._tell_watchers, self._heard)
         self._heart = Heart(self._database, self._given_ms)
         self._state = "open"
+
+    async def exists(self) -> bool:
+        """Whether there is a store at this URL; nothing is created. It need not be open.
+
+        Raises StoreTooNew, StoreUnavailable, ProviderError.
+        """
+        connection = await self._database.connect()
+        try:
+            return await check_version(connection, self._database) > 0
+        except (asyncpg.PostgresError, *LOST) as error:
+            raise self._database.explain(error) from error
+        finally:
+            await close(connection)
 
     async def _migrate(self) -> None:
         connection = await self._database.connect()

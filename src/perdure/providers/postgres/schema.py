@@ -189,6 +189,7 @@ select exists (
     where n.nspname = $1 and c.relname = 'perdure_schema'
 )
 """
+_HAS_SCHEMA = "select exists (select from pg_namespace where nspname = $1)"
 _MIGRATING = "hashtextextended('perdure schema ' || $1::text, 0)"
 _VERSIONS = f"""
 create table perdure_schema (version bigint not null, server text, server_since timestamptz);
@@ -222,7 +223,9 @@ async def migrate(connection: Any, database: Database) -> None:
     await connection.execute(f"select pg_advisory_xact_lock({_MIGRATING})", database.schema)
     version = await check_version(connection, database)
     if version == 0:
-        await connection.execute(f'create schema if not exists "{database.schema}"')
+        # Who may use a schema need not have the right to make one, not even if it is there.
+        if not await connection.fetchval(_HAS_SCHEMA, database.schema):
+            await connection.execute(f'create schema "{database.schema}"')
         await connection.execute(_VERSIONS)
     for number in range(version, len(MIGRATIONS)):
         await connection.execute(MIGRATIONS[number])
