@@ -1,7 +1,7 @@
 """The workloads of the benchmark, each a coroutine that returns its figures.
 
-Each runs in a fresh process on a fresh store (see run.py). Times are wall clock, in milliseconds
-unless the name says otherwise.
+Each takes the URL of a fresh store and runs in a fresh process (see run.py). Times are wall clock,
+in milliseconds unless the name says otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import resource
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from perdure import (
@@ -86,14 +85,14 @@ class Counting:
         return self._inner.commit(batch)
 
 
-def hosting(folder: Path, options: Options | None = None) -> tuple[Runtime, Counting]:
-    provider = Counting(f"sqlite:///{folder}/engine.db")
+def hosting(url: str, options: Options | None = None) -> tuple[Runtime, Counting]:
+    provider = Counting(url)
     return Runtime(provider, HOSTED, options=options), provider  # type: ignore[arg-type]
 
 
-async def throughput(folder: Path, instances: int = 1_000, busy: bool = False) -> dict[str, Any]:
+async def throughput(url: str, instances: int = 1_000, busy: bool = False) -> dict[str, Any]:
     """Many instances of five sequential activities each, started as fast as possible."""
-    runtime, counting = hosting(folder)
+    runtime, counting = hosting(url)
     async with runtime:
         client = runtime.client
         await (await client.start_orchestration(sequence, 5)).result()
@@ -128,9 +127,9 @@ async def _busy(stop: asyncio.Event) -> None:
         await asyncio.sleep(0.001)
 
 
-async def sequential(folder: Path, n: int = 1_000) -> dict[str, Any]:
+async def sequential(url: str, n: int = 1_000) -> dict[str, Any]:
     """One instance, n activities one after the other."""
-    runtime, _ = hosting(folder)
+    runtime, _ = hosting(url)
     async with runtime:
         await (await runtime.client.start_orchestration(sequence, 20)).result()
         began = time.perf_counter()
@@ -138,9 +137,9 @@ async def sequential(folder: Path, n: int = 1_000) -> dict[str, Any]:
         return {"ms_per_activity": (time.perf_counter() - began) / n * 1000}
 
 
-async def latency(folder: Path, rounds: int = 300) -> dict[str, Any]:
+async def latency(url: str, rounds: int = 300) -> dict[str, Any]:
     """Start to result of an instance with one activity, on an idle system."""
-    runtime, _ = hosting(folder)
+    runtime, _ = hosting(url)
     async with runtime:
         times = []
         for number in range(rounds + 10):
@@ -153,9 +152,9 @@ async def latency(folder: Path, rounds: int = 300) -> dict[str, Any]:
         return {"p50_ms": statistics.median(times), "p95_ms": times[int(len(times) * 0.95)]}
 
 
-async def fan_out(folder: Path, n: int = 1_000) -> dict[str, Any]:
+async def fan_out(url: str, n: int = 1_000) -> dict[str, Any]:
     """One instance that starts n activities at once and awaits all; median of five."""
-    runtime, _ = hosting(folder)
+    runtime, _ = hosting(url)
     async with runtime:
         await (await runtime.client.start_orchestration(fan, 10)).result()
         times = []
@@ -166,9 +165,9 @@ async def fan_out(folder: Path, n: int = 1_000) -> dict[str, Any]:
         return {"total_ms": statistics.median(times)}
 
 
-async def continue_as_new(folder: Path, n: int = 1_000) -> dict[str, Any]:
+async def continue_as_new(url: str, n: int = 1_000) -> dict[str, Any]:
     """One instance that continues as new n times and is pruned to three executions."""
-    runtime, _ = hosting(folder)
+    runtime, _ = hosting(url)
     async with runtime:
         began = time.perf_counter()
         handle = await runtime.client.start_orchestration(generations, n)
@@ -176,9 +175,9 @@ async def continue_as_new(folder: Path, n: int = 1_000) -> dict[str, Any]:
         return {"ms_per_execution": (time.perf_counter() - began) / n * 1000}
 
 
-async def timers(folder: Path, n: int = 1_000) -> dict[str, Any]:
+async def timers(url: str, n: int = 1_000) -> dict[str, Any]:
     """n instances whose timers are all due at the same moment."""
-    runtime, _ = hosting(folder)
+    runtime, _ = hosting(url)
     async with runtime:
         at_ms = int(time.time() * 1000) + 3_000
         handles = await asyncio.gather(
@@ -200,9 +199,9 @@ def _memory_kib() -> int:
         return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-async def parking(folder: Path, n: int = 100_000) -> dict[str, Any]:
+async def parking(url: str, n: int = 100_000) -> dict[str, Any]:
     """n instances that wait for an event, evicted; what each costs, and what the others notice."""
-    runtime, _ = hosting(folder, Options(max_residents=100))
+    runtime, _ = hosting(url, Options(max_residents=100))
     async with runtime:
         client = runtime.client
         # The first ones also grow the heap to what a burst of starts needs; not counted.
@@ -270,10 +269,9 @@ async def waits(ctx: OrchestrationContext, number: int) -> int:
     return await ctx.schedule_activity("slow", number, result_type=int)
 
 
-async def restart(folder: Path, n: int = 10_000) -> dict[str, Any]:
+async def restart(url: str, n: int = 10_000) -> dict[str, Any]:
     """n unfinished instances in a store whose process is gone: until all of them have finished
     their interrupted activity, and until the first has."""
-    url = f"sqlite:///{folder}/engine.db"
     first = Runtime(url, [slow, waits])
     await first.start()
     for start in range(0, n, 2_000):
@@ -293,9 +291,9 @@ async def restart(folder: Path, n: int = 10_000) -> dict[str, Any]:
         return {"first_done_s": first_s, "all_done_s": time.perf_counter() - began}
 
 
-async def idle(folder: Path, seconds: float = 10) -> dict[str, Any]:
+async def idle(url: str, seconds: float = 10) -> dict[str, Any]:
     """CPU of a runtime that has nothing to do, in percent of one core."""
-    runtime, _ = hosting(folder)
+    runtime, _ = hosting(url)
     async with runtime:
         await (await runtime.client.start_orchestration(sequence, 5)).result()
         await asyncio.sleep(1)
@@ -306,13 +304,13 @@ async def idle(folder: Path, seconds: float = 10) -> dict[str, Any]:
         return {"percent_of_a_core": used / seconds * 100}
 
 
-WORKLOADS: dict[str, Callable[[Path], Awaitable[dict[str, Any]]]] = {
+WORKLOADS: dict[str, Callable[[str], Awaitable[dict[str, Any]]]] = {
     "throughput": throughput,
-    "throughput_more_than_slots": lambda folder: throughput(folder, instances=2_000),
-    "throughput_busy_loop": lambda folder: throughput(folder, busy=True),
-    "sequential_100": lambda folder: sequential(folder, 100),
+    "throughput_more_than_slots": lambda url: throughput(url, instances=2_000),
+    "throughput_busy_loop": lambda url: throughput(url, busy=True),
+    "sequential_100": lambda url: sequential(url, 100),
     "sequential_1000": sequential,
-    "sequential_3000": lambda folder: sequential(folder, 3_000),
+    "sequential_3000": lambda url: sequential(url, 3_000),
     "latency": latency,
     "fan_out": fan_out,
     "continue_as_new": continue_as_new,
