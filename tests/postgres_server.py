@@ -41,9 +41,10 @@ _schemas = count(1)
 
 
 class Server:
-    """url: without a schema. options: settings of this server beside OPTIONS."""
+    """url: without a schema. primary: a server of which this one becomes the standby, named
+    `standby`. options: settings of this server beside OPTIONS."""
 
-    def __init__(self, **options: str) -> None:
+    def __init__(self, primary: Server | None = None, **options: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="perdure-postgres-"))
         self._options = {**OPTIONS, **options}
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,7 +53,7 @@ class Server:
             nobody = pwd.getpwnam("nobody")
             self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self._mourner = subprocess.Popen(
             ["sh", "-c", MOURN, str(self.folder)],
@@ -62,7 +63,12 @@ class Server:
         )
         try:
             self._bin = self._binaries()
-            self._run("initdb", "-D", str(self.folder / "data"), *INITDB)
+            data = str(self.folder / "data")
+            if primary is None:
+                self._run("initdb", "-D", data, *INITDB)
+            else:
+                source = f"{primary.url}?application_name=standby"
+                self._run("pg_basebackup", "-D", data, "-d", source, *BASE_BACKUP)
             self.start()
         except BaseException:
             self.close()
@@ -125,10 +131,14 @@ class Server:
         return len(lines) >= 8 and lines[7].strip() in ("ready", "standby")
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
-        """SIGINT: fast shutdown. SIGQUIT: immediate, as if it had crashed."""
+        """SIGINT: fast shutdown. SIGQUIT: immediate, as if it had crashed. SIGKILL: its sessions
+        end when they notice."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(PATIENCE_S)
+            if how == signal.SIGKILL:
+                # Who clears up behind this process would wait for its end.
+                (self.folder / "data" / "postmaster.pid").unlink()
             self._process = None
 
     @property
@@ -159,10 +169,12 @@ rm -rf "$0"
 """
 
 INITDB = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+BASE_BACKUP = ("-R", "--checkpoint=fast", "--no-sync", "--wal-method=stream")
 ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

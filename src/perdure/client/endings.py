@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from random import Random
 from weakref import WeakValueDictionary
 
-from perdure.errors import InstanceNotFound, PerdureError, StoreClosed
+from perdure.errors import InstanceNotFound, PerdureError, StoreClosed, StoreUnavailable
 from perdure.providers.committer import Committer
 from perdure.providers.contract import CommitTurn, Ending
 
@@ -69,6 +70,7 @@ class Endings:
         self._refreshing: asyncio.Task[None] | None = None
         self._again = False
         self._hints = 0
+        self._random = Random()
         self._closed = False
         committer.on_ended.append(self._ended)
         self._end_watch = self._provider.watch(self.refresh_soon)
@@ -99,13 +101,21 @@ class Endings:
             self._waiting.add(watch)
             try:
                 if watch.seen != self._hints:
-                    await self._refresh([watch])
+                    await self._look_up(watch)
                     continue
                 await waiter
             finally:
                 del watch.waiters[waiter]
                 if not watch.waiters:
                     self._waiting.discard(watch)
+
+    async def _look_up(self, watch: Watch) -> None:
+        try:
+            await self._refresh([watch])
+        except StoreUnavailable as error:
+            # Whoever waits for a result waits out an outage, too.
+            logger.warning("cannot look up a result: %s; trying again", error)
+            await asyncio.sleep(RETRY_S_MAX * self._random.uniform(0.1, 1))
 
     async def close(self) -> None:
         self._closed = True

@@ -26,7 +26,8 @@ def open_provider(url: str) -> Provider:
     `file:///shop` is a folder in the current folder, `file:////var/shop` an absolute path.
     `memory://` is a new empty store at each call, `memory://name` the store of that name in this
     process. `postgresql://user@host/database` is a schema of a PostgreSQL database, "perdure" or
-    the one that `?schema=name` names; it needs `pip install 'perdure[postgres]'`.
+    the one that `?schema=name` names, with `pooling=transaction` through a pooler such as
+    PgBouncer; it needs `pip install 'perdure[postgres]'`.
     Raises ProviderError for anything else.
     """
     scheme, separator, rest = url.partition("://")

@@ -53,7 +53,7 @@ BATCHES_AT_ONCE = 2
 TRANSACTIONS = 4
 """How many transactional activities run at once; others wait for a connection."""
 REPEATS = 20
-COMMIT_STATUS_S = 0.05
+COMMIT_STATUS_S, COMMIT_STATUS_S_MAX = 0.05, 1.0
 """Between two looks what became of a commit."""
 
 T = TypeVar("T")
@@ -196,6 +196,7 @@ class Commits:
         """The answer to a commit was lost. Returns if the transaction was committed; raises
         StoreUnavailable if it was not; waits as long as it is not known."""
         logger.warning("the answer to a commit was lost (%s); finding out", error)
+        pause_s = COMMIT_STATUS_S
         while not self._closing:
             try:
                 async with self._others.use() as connection:
@@ -207,7 +208,8 @@ class Commits:
                 return
             if status == "aborted":
                 raise StoreUnavailable(f"{self._database.where} did not commit: {error}") from error
-            await asyncio.sleep(COMMIT_STATUS_S * self._random.uniform(0.5, 1.5))
+            await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.5))
+            pause_s = min(2 * pause_s, COMMIT_STATUS_S_MAX)
         raise StoreClosed(
             f"{self._database.where} was closed before it was known whether a commit had succeeded"
         ) from error
