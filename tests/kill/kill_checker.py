@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -291,6 +292,30 @@ def _link_faults(
 # Effects.
 
 
+class Lost:
+    """When a process was lost to the others: from the place in the ledger where it was killed, or
+    stopped, to the place where it had become another node."""
+
+    def __init__(self) -> None:
+        self._times: list[tuple[int, float]] = []
+
+    def begin(self, place: int) -> None:
+        self._times.append((place, math.inf))
+
+    def end(self, place: int) -> None:
+        if self._times:
+            self._times[-1] = self._times[-1][0], place
+
+    def explains(self, before: int, after: int) -> bool:
+        """Whether what was begun here at one place may be begun elsewhere at another."""
+        return any(lost < after and before < back for lost, back in self._times)
+
+    def is_late(self, place: int) -> bool:
+        """Whether what was begun here may have been overtaken: a process that was stopped and goes
+        on may begin what it had claimed before, until it notices that it was lost."""
+        return any(lost < place < back < math.inf for lost, back in self._times)
+
+
 class Effects:
     """The activities as the ledger has them, by idempotency key."""
 
@@ -298,12 +323,17 @@ class Effects:
         self.begins: dict[str, list[Line]] = defaultdict(list)
         self.ends: dict[str, dict[str, int]] = defaultdict(dict)
         """By nonce, the places where its attempts had their effect."""
-        self._killed = {int(line.args[0]): line.place for line in lines if line.word == "kill"}
+        self._lost: dict[int, Lost] = defaultdict(Lost)
         for line in lines:
-            if line.word == "begin":
-                self.begins[line.args[0]].append(line)
-            elif line.word == "end":
-                self.ends[line.args[0]][line.args[1]] = line.place
+            match line.word:
+                case "begin":
+                    self.begins[line.args[0]].append(line)
+                case "end":
+                    self.ends[line.args[0]][line.args[1]] = line.place
+                case "kill" | "pause":
+                    self._lost[int(line.args[0])].begin(line.place)
+                case "back":
+                    self._lost[line.pid].end(line.place)
 
     @property
     def repeated(self) -> int:
@@ -311,12 +341,13 @@ class Effects:
         return sum(len(begins) > 1 for begins in self.begins.values())
 
     def faults(self) -> Iterator[str]:
-        """An activity begins again only if the process of its last attempt has been killed."""
+        """An activity begins again only if the node of its last attempt has been lost."""
         for key, begins in self.begins.items():
-            for before, after in itertools.pairwise(begins):
-                if self._killed.get(before.pid, after.place) >= after.place:
+            attempts = sorted(begins, key=lambda begin: (int(begin.args[1]), begin.place))
+            for before, after in itertools.pairwise(attempts):
+                if not self._lost[before.pid].explains(before.place, after.place):
                     yield f"activity {key} began again at line {after.place}, without a kill"
-                if int(after.args[1]) <= int(before.args[1]):
+                if after.args[1] == before.args[1]:
                     yield f"activity {key}: attempt {after.args[1]} follows {before.args[1]}"
 
     def faults_of(self, instance: Instance) -> Iterator[str]:
@@ -352,10 +383,12 @@ class Effects:
                     ends, nonce = self.ends.get(key, {}), _nonce(event)
                     if nonce not in ends:
                         yield f"activity {key}: no attempt has returned {nonce}"
-                    begins = self.begins.get(key, [])
-                    last_done = max(
-                        [last_done, ends.get(nonce, -1), *(begin.place for begin in begins)]
-                    )
+                    places = [
+                        begin.place
+                        for begin in self.begins.get(key, [])
+                        if not self._lost[begin.pid].is_late(begin.place)
+                    ]
+                    last_done = max([last_done, ends.get(nonce, -1), *places])
                 case events.TimerFired():
                     fired_ms = max(fired_ms, event.fire_at_ms)
 

@@ -19,30 +19,37 @@ WORKER = Path(__file__).with_name("kill_worker.py")
 RESIDENTS = (5_000, 5, 0)
 """The limits that successive workers have, so that many instances come back by replay too."""
 WITHOUT_END = 10**9
+LEASE_S = 10.0
 PATIENCE_S = 60.0
 
 
 class Field:
     """Use as `async with Field(folder, seed) as field`.
 
-    seed: of the client's choices. store: the name of a SQLite file, or, without a dot, of a folder.
-    lines: what has been read of the ledger so far.
+    seed: of the client's choices. store: the name of a SQLite file, or, without a dot, of a folder,
+    or the URL of a store in PostgreSQL. lease_s: of the workers' nodes. lines: what has been read
+    of the ledger so far.
     """
 
-    def __init__(self, folder: Path, seed: int, store: str = "store.db") -> None:
-        self.store = folder / store
+    def __init__(
+        self, folder: Path, seed: int, store: str = "store.db", lease_s: float = LEASE_S
+    ) -> None:
+        self.store = store if "://" in store else folder / store
         self.lines: list[Line] = []
         self._folder = folder
         self._log = folder / "worker.log"
         self._seed = seed
+        self._lease_s = lease_s
         self._tail = Tail(folder / "ledger")
         self._workers: list[Worker] = []
         self._outside: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Field:
         self.ledger = Ledger(self._folder / "ledger")
-        if self.store.suffix:
-            self._outside = asyncio.create_task(self._serve())
+        if isinstance(self.store, str):
+            self._outside = asyncio.create_task(self._serve(self.store))
+        elif self.store.suffix:
+            self._outside = asyncio.create_task(self._serve(f"sqlite:///{self.store}"))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -66,7 +73,7 @@ class Field:
     def spawn(self, until: int, *place: object) -> Worker:
         """Start a worker; see kill_worker for the meaning of `until` and `place`."""
         residents = RESIDENTS[len(self._workers) % len(RESIDENTS)]
-        arguments = [self.store, self._seed, residents, until, *place]
+        arguments = [self._folder, self.store, self._seed, residents, self._lease_s, until, *place]
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, str(WORKER), *map(str, arguments)], stderr=log
@@ -75,6 +82,10 @@ class Field:
         worker = Worker(self, process)
         self._workers.append(worker)
         return worker
+
+    def enough(self) -> None:
+        """From now on the workers start nothing new, and leave when all is done."""
+        (self._folder / "enough").touch()
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something that is to be seen from outside holds."""
@@ -85,8 +96,8 @@ class Field:
             assert time.monotonic() < give_up, f"nothing happens any more:\n{self.log[-2_000:]}"
             await asyncio.sleep(LOOK_S)
 
-    async def _serve(self) -> None:
-        async with Client(f"sqlite:///{self.store}") as client:
+    async def _serve(self, url: str) -> None:
+        async with Client(url) as client:
             await Outside(client, self._folder / "ledger", self._seed).serve()
 
 
@@ -96,6 +107,10 @@ class Worker:
     def __init__(self, field: Field, process: subprocess.Popen[bytes]) -> None:
         self._field = field
         self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     async def busy(self, effects: int) -> None:
         """Wait until it has noted so many effects."""
@@ -109,12 +124,32 @@ class Worker:
 
         await field.until(is_busy)
 
+    async def in_the_middle(self) -> None:
+        """Wait until an activity runs in it (which may be over by the time of the next call)."""
+        field, pid = self._field, self.pid
+
+        def is_in_the_middle() -> bool:
+            field.look()
+            own = [line for line in field.lines if line.pid == pid]
+            return sum((line.word == "begin") - (line.word == "end") for line in own) > 0
+
+        await field.until(is_in_the_middle)
+
     def kill(self) -> None:
         """End it with SIGKILL, wherever it is."""
         # Noted before: another worker may take over at once.
         self._field.ledger.write("kill", self._process.pid)
         self._process.kill()
         self._is_dead()
+
+    def pause(self) -> None:
+        """Stop it where it is; it keeps its connections."""
+        self._field.ledger.write("pause", self._process.pid)
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
 
     async def killed_itself(self) -> None:
         """Wait for the death that it was given on its way."""

@@ -12,6 +12,8 @@ inside `write` leaves a whole line or none.
     <milliseconds> <pid> result <instance> <status> <digest>   a caller was given this result
     <milliseconds> <pid> spawn <pid of a worker>               it has been started
     <milliseconds> <pid> kill <pid of a worker>                it is killed, or has done it
+    <milliseconds> <pid> pause <pid of a worker>               it is stopped by SIGSTOP
+    <milliseconds> <pid> back <node>                           it goes on as this other node
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from perdure.providers.contract import RowFilter
 from perdure.providers.filesystem import FilesystemProvider
 from perdure.providers.filesystem.paths import folder_name
 from perdure.providers.filesystem.readable import lines_of
+from perdure.providers.postgres.connections import Database
 
 PAGE = 500
 
@@ -37,8 +38,10 @@ _LEFTOVERS = {
 }
 
 
-async def look(store: Path, lines: Sequence[Line]) -> Seen:
+async def look(store: Path | str, lines: Sequence[Line]) -> Seen:
     """Everything that there is to check. Nothing else may use the store any more."""
+    if isinstance(store, str):
+        return await _look_at_postgres(store, lines)
     if not store.suffix:
         return await _look_at_folder(store, lines)
     async with Client(f"sqlite:///{store}") as client:
@@ -51,6 +54,17 @@ async def look(store: Path, lines: Sequence[Line]) -> Seen:
         connection.close()
     leftovers["locks of nodes"] = len(os.listdir(f"{store}-nodes"))
     return Seen(list(lines), instances, leftovers, integrity)
+
+
+async def _look_at_postgres(url: str, lines: Sequence[Line]) -> Seen:
+    async with Client(url) as client:
+        instances = await _instances(client)
+    connection = await Database(url).connect()
+    try:
+        leftovers = {what: await connection.fetchval(count) for what, count in _LEFTOVERS.items()}
+    finally:
+        await connection.close()
+    return Seen(list(lines), instances, leftovers, "ok")
 
 
 async def _look_at_folder(store: Path, lines: Sequence[Line]) -> Seen:
@@ -123,6 +137,25 @@ def recovery_ms(lines: Sequence[Line]) -> list[int]:
         elif line.word == "begin" and line.pid not in found:
             found[line.pid] = line.at_ms - spawned_ms[line.pid]
     return list(found.values())[1:]
+
+
+def takeover_ms(lines: Sequence[Line]) -> list[int]:
+    """Of each worker that was killed, or stopped, in the middle of activities: from then until one
+    of these begins again."""
+    running: dict[int, set[str]] = {}
+    lost: dict[str, Line] = {}
+    found: dict[int, int] = {}
+    for line in lines:
+        if line.word == "begin":
+            running.setdefault(line.pid, set()).add(line.args[0])
+            if line.args[0] in lost:
+                end = lost.pop(line.args[0])
+                found.setdefault(end.place, line.at_ms - end.at_ms)
+        elif line.word == "end":
+            running.get(line.pid, set()).discard(line.args[0])
+        elif line.word in ("kill", "pause"):
+            lost |= dict.fromkeys(running.pop(int(line.args[0]), ()), line)
+    return list(found.values())
 
 
 def longest_pause_ms(lines: Sequence[Line]) -> int:

@@ -1,13 +1,15 @@
 """The process that is killed: hosts the load on a store, and starts instances.
 
-    kill_worker.py STORE SEED RESIDENTS UNTIL [PLACE KIND NUMBER]
+    kill_worker.py FOLDER STORE SEED RESIDENTS LEASE UNTIL [PLACE KIND NUMBER]
 
-STORE: the path of a SQLite file, or, without a dot, of a folder. A folder has one process at most:
-there the client that writes and cancels lives in this process, too. SEED: of that client's choices.
+FOLDER: where the ledger is. STORE: the URL of a store in PostgreSQL, the path of a SQLite file,
+or, without a dot, of a folder. A folder has one process at most: there the client that writes and
+cancels lives in this process, too. SEED: of that client's choices. LEASE: of its node, in seconds.
 
-It starts instances until there are UNTIL of them, a few at a time, each noted in the ledger; those
-that an earlier worker has left unfinished come first. It keeps up to RESIDENTS of them in memory,
-and ends when all have ended.
+It starts instances until there are UNTIL of them or a file `enough` is in FOLDER, a few at a time,
+each noted in the ledger; those that an earlier worker has left unfinished come first. It keeps up
+to RESIDENTS of them in memory, and ends when all have ended; one that starts none (UNTIL 0) stays
+until no other node is known, so that the dead ones are seen through too.
 PLACE, KIND, NUMBER: where it kills itself: at the NUMBERth time that an activity has had its effect
 ("end"), or before or after a commit ("before_commit", "after_commit") of a batch of this kind.
 """
@@ -15,20 +17,24 @@ PLACE, KIND, NUMBER: where it kills itself: at the NUMBERth time that an activit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import logging
 import sys
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeVar
 
 from kill_ledger import Ledger, Line, read_ledger
 from kill_load import ACTIVITIES, KINDS, Load, Site, die, use
 from kill_outside import Outside
 
 from perdure import Client, Options, OrchestrationFailedError, Runtime
+from perdure.errors import PerdureError, StoreUnavailable
 from perdure.providers.contract import (
     ClaimActivities,
     ClaimInstances,
@@ -38,10 +44,15 @@ from perdure.providers.contract import (
     StartInstance,
 )
 from perdure.providers.filesystem import FilesystemProvider
+from perdure.providers.postgres import PostgresProvider
 from perdure.providers.sqlite import SqliteProvider
+
+T = TypeVar("T")
 
 AT_ONCE = 20
 """How many instances it lets run at the same time, apart from children."""
+LOOK_S = 0.01
+AGAIN_S = 0.05
 
 
 class Death:
@@ -102,6 +113,25 @@ class MortalFilesystemProvider(FilesystemProvider):
         return any(note in body for body in bodies)
 
 
+_kinds: ContextVar[Sequence[str]] = ContextVar("_kinds", default=())
+"""What the batch of the current task is about: there may be several at a time."""
+
+
+class MortalPostgresProvider(PostgresProvider):
+    def __init__(self, url: str, death: Death) -> None:
+        async def told(place: str) -> None:
+            death.at(place, _kinds.get())
+
+        super().__init__(url, probe=told)
+
+    def commit(self, batch: Sequence[Operation]) -> Awaitable[list[Outcome]]:
+        token = _kinds.set(kinds_of(batch))
+        try:
+            return super().commit(batch)
+        finally:
+            _kinds.reset(token)
+
+
 def kinds_of(batch: Sequence[Operation]) -> list[str]:
     """What the batch does, in words that a place of death can name."""
     kinds = ["any"]
@@ -123,6 +153,15 @@ def digest(result: object) -> str:
     return hashlib.sha256(json.dumps(result).encode()).hexdigest()[:16]
 
 
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """The result of a call that may be repeated while the store is unavailable."""
+    while True:
+        try:
+            return await call()
+        except StoreUnavailable:
+            await asyncio.sleep(AGAIN_S)
+
+
 def instances_so_far(lines: Sequence[Line]) -> tuple[list[int], int]:
     """The numbers of those that some worker wanted to start and none has seen end, and the next
     number."""
@@ -141,14 +180,15 @@ def number_of(instance_id: str) -> int:
 
 
 class Worker:
-    def __init__(self, client: Client, ledger: Ledger, until: int) -> None:
+    def __init__(self, client: Client, ledger: Ledger, until: int, enough: Path) -> None:
         self._client = client
         self._ledger = ledger
         self._until = until
+        self._enough = enough
 
     async def run(self, unfinished: Sequence[int], following: int) -> None:
         """unfinished: taken up first. following: the number of the next one that is new."""
-        numbers = itertools.chain(unfinished, range(following, self._until))
+        numbers = itertools.chain(unfinished, self._new(following))
 
         async def one_after_the_other() -> None:
             for number in numbers:
@@ -158,8 +198,16 @@ class Worker:
             for _ in range(AT_ONCE):
                 group.create_task(one_after_the_other())
         # Detached ones, perhaps of an earlier worker, are awaited by nobody else.
-        while await self._open() > 0:
-            await asyncio.sleep(0.01)
+        while await patiently(self._open) > 0:
+            await asyncio.sleep(LOOK_S)
+        while self._until == 0 and len(await patiently(self._client.provider.nodes)) > 1:
+            await asyncio.sleep(LOOK_S)
+
+    def _new(self, following: int) -> Iterator[int]:
+        for number in range(following, self._until):
+            if self._enough.exists():
+                return
+            yield number
 
     async def _open(self) -> int:
         counts = await self._client.provider.count_instances()
@@ -174,46 +222,63 @@ class Worker:
         )
         self._ledger.write("ok", "start", instance_id, "new" if handle.created else "old")
         try:
-            result = await handle.final_result()
+            result = await patiently(handle.final_result)
         except OrchestrationFailedError as error:
             self._ledger.write("result", instance_id, error.status, digest(None))
         else:
             self._ledger.write("result", instance_id, "completed", digest(result))
 
 
-async def main(store: Path, seed: int, residents: int, until: int, death: Death) -> None:
-    ledger = store.with_name("ledger")
+async def main(
+    folder: Path, store: str, seed: int, residents: int, lease_s: float, until: int, death: Death
+) -> None:
+    ledger = folder / "ledger"
     lines = read_ledger(ledger)
-    options = Options(max_activities=15, max_threads=4, max_residents=residents)
-    provider: MortalProvider | MortalFilesystemProvider
-    if store.suffix:
-        provider = MortalProvider(store, death)
-        second = Client(f"sqlite:///{store}")
-    else:
-        provider = MortalFilesystemProvider(store, death)
-        second = Client(FilesystemProvider(provider.store))
-    async with second as own:
+    options = Options(max_activities=15, max_threads=4, max_residents=residents, lease_s=lease_s)
+    provider, second = opened(store, death)
+    async with second as own, asyncio.TaskGroup() as group:
         # Before the runtime starts: activities begin as soon as it does.
         use(Site(Ledger(ledger), own, functools.partial(death.at, "end", ["any"])))
         async with Runtime(provider, [*KINDS, *ACTIVITIES], options=options) as runtime:
-            worker = Worker(runtime.client, Ledger(ledger), until)
+            worker = Worker(runtime.client, Ledger(ledger), until, folder / "enough")
+            beside = [group.create_task(note_other_nodes(runtime, Ledger(ledger)))]
             if isinstance(provider, MortalFilesystemProvider):
                 outside = Outside(own, ledger, seed, provider.accepted)
-                serving = asyncio.create_task(outside.serve())
-                serving.add_done_callback(end_with)
+                beside.append(group.create_task(outside.serve()))
             await worker.run(*instances_so_far(lines))
-            if isinstance(provider, MortalFilesystemProvider):
-                serving.cancel()
+            for task in beside:
+                task.cancel()
 
 
-def end_with(serving: asyncio.Task[None]) -> None:
-    """Without its outside a worker would wait for ever."""
-    if not serving.cancelled():
-        logging.getLogger().error("the client outside has failed", exc_info=serving.exception())
+def opened(
+    store: str, death: Death
+) -> tuple[MortalProvider | MortalFilesystemProvider | MortalPostgresProvider, Client]:
+    """The store for the runtime, and a client with a connection of its own."""
+    if "://" in store:
+        return MortalPostgresProvider(store, death), Client(store)
+    path = Path(store)
+    if path.suffix:
+        return MortalProvider(path, death), Client(f"sqlite:///{store}")
+    provider = MortalFilesystemProvider(path, death)
+    return provider, Client(FilesystemProvider(provider.store))
+
+
+async def note_other_nodes(runtime: Runtime, ledger: Ledger) -> None:
+    """Note when this process goes on as another node, because its node was lost to others."""
+    node_id = runtime.node_id
+    while True:
+        await asyncio.sleep(LOOK_S)
+        # Between two nodes it has none.
+        with contextlib.suppress(PerdureError):
+            if node_id != runtime.node_id:
+                node_id = runtime.node_id
+                ledger.write("back", node_id)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    store, seed, residents, until, *place = sys.argv[1:]
+    folder, store, seed, residents, lease_s, until, *place = sys.argv[1:]
     death = Death(place[0], place[1], int(place[2])) if place else Death()
-    asyncio.run(main(Path(store), int(seed), int(residents), int(until), death))
+    asyncio.run(
+        main(Path(folder), store, int(seed), int(residents), float(lease_s), int(until), death)
+    )

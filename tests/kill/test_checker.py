@@ -12,7 +12,7 @@ import pytest
 from kill_checker import Effects, Execution, Instance, Seen, faults
 from kill_field import Field
 from kill_ledger import Line
-from kill_sight import hard_kills, look, recovery_ms
+from kill_sight import hard_kills, look, recovery_ms, takeover_ms
 
 from perdure.core import events
 
@@ -114,10 +114,10 @@ def swapped(one: type[Any], other: type[Any]) -> Callable[[History], History]:
     return change
 
 
-def with_line(seen: Seen, word: str, *args: str) -> Seen:
+def with_line(seen: Seen, word: str, *args: str, pid: int | None = None) -> Seen:
     """Add a line at the end of the ledger."""
     end = seen.lines[-1]
-    line = Line(end.place + 1, end.at_ms, end.pid, word, args)
+    line = Line(end.place + 1, end.at_ms, end.pid if pid is None else pid, word, args)
     return changed(seen, lines=[*seen.lines, line])
 
 
@@ -273,6 +273,13 @@ def an_effect_after_its_completion(seen: Seen) -> Seen:
     return with_line(seen, "begin", first_key(seen, "steps-0"), "2", "feed")
 
 
+def an_effect_of_a_node_that_is_back(seen: Seen) -> Seen:
+    worker = worker_of(seen)
+    seen = with_line(seen, "pause", str(worker))
+    seen = with_line(seen, "back", "another", pid=worker)
+    return with_line(seen, "begin", first_key(seen, "steps-0"), "2", "feed", pid=worker)
+
+
 def an_attempt_counted_badly(seen: Seen) -> Seen:
     seen = with_line(seen, "kill", str(worker_of(seen)))
     return with_line(seen, "begin", first_key(seen, "fan-1"), "1", "feed")
@@ -382,6 +389,7 @@ FAULTS: dict[Callable[[Seen], Seen], str] = {
     an_effect_of_no_history: "ran, and is in no history",
     an_effect_without_a_kill: "without a kill",
     an_effect_after_its_completion: "overlaps what it follows",
+    an_effect_of_a_node_that_is_back: "overlaps what it follows",
     an_attempt_counted_badly: "attempt 1 follows 1",
     a_gap: "steps-0: event ids of execution 1 are not 1, 2, 3, …",
     two_endings: "steps-0: execution 1 has 2 endings, or events after it",
@@ -406,6 +414,31 @@ FAULTS: dict[Callable[[Seen], Seen], str] = {
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
 def test_a_planted_fault_is_caught(quiet: Seen, plant: Callable[[Seen], Seen]) -> None:
     assert FAULTS[plant] in "\n".join(faults(plant(quiet)))
+
+
+def test_what_a_stopped_process_begins_before_it_notices_is_no_fault(quiet: Seen) -> None:
+    worker = worker_of(quiet)
+    seen = with_line(quiet, "pause", str(worker))
+    seen = with_line(seen, "begin", first_key(seen, "steps-0"), "2", "feed", pid=worker)
+    seen = with_line(seen, "back", "another", pid=worker)
+
+    assert faults(seen) == []
+
+
+def test_only_what_a_stopped_process_had_before_it_came_back_may_begin_elsewhere() -> None:
+    lines = lines_of(
+        "7 begin k/1/2 1 a",
+        "1 pause 7",
+        "8 begin k/1/2 2 b",
+        "8 begin k/1/3 2 c",
+        "7 begin k/1/3 1 d",
+        "7 back another",
+        "7 begin k/1/4 1 e",
+    )
+
+    assert list(Effects(lines).faults()) == []
+    more = [*lines, *lines_of(*8 * ["8 begin k/1/4 2 f"])[-1:]]
+    assert list(Effects(more).faults()) == ["activity k/1/4 began again at line 7, without a kill"]
 
 
 # What is counted.
@@ -435,6 +468,23 @@ def test_only_a_kill_in_the_middle_of_an_activity_is_hard() -> None:
     )
 
     assert hard_kills(lines) == 2
+
+
+def test_a_takeover_is_counted_from_a_death_to_the_first_activity_that_begins_again() -> None:
+    lines = lines_of(
+        "7 begin k/1/2 1 a",
+        "7 begin k/1/3 1 b",
+        "7 end k/1/3 b",
+        "8 begin k/1/4 1 c",
+        "1 kill 7",
+        "8 begin k/1/5 1 d",
+        "8 begin k/1/2 2 e",
+        "1 kill 8",
+        "9 begin k/1/4 2 f",
+        "9 begin k/1/5 2 g",
+    )
+
+    assert takeover_ms(lines) == [20, 10]
 
 
 def test_recovery_is_counted_from_the_start_of_a_worker_to_its_first_activity() -> None:

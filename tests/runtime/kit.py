@@ -1,8 +1,8 @@
 """What the tests of the running system share: stores, hosts, and a clock that needs no waiting.
 
-A test that takes a `World` runs twice: on a store in memory under a loop whose time jumps to the
-next deadline when everything waits, and on SQLite in real time. A duration is therefore asked of
-the world: `world.s(60)` is a minute in memory and a moment on SQLite.
+A test that takes a `World` runs on a store in memory under a loop whose time jumps to the next
+deadline when everything waits, and on SQLite, and perhaps on PostgreSQL, in real time. A duration
+is therefore asked of the world: `world.s(60)` is a minute in memory and a moment on SQLite.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from perdure import Client, Options, Runtime
 from perdure.core import events
 from perdure.providers.contract import Operation, Outcome, Provider
 from perdure.providers.memory import MemoryProvider, MemoryStore
+from perdure.providers.postgres import PostgresProvider
 from perdure.providers.sqlite import SqliteProvider
 from perdure.registry import Listed
 
@@ -30,6 +31,10 @@ Ts = TypeVarTuple("Ts")
 EPOCH_MS = 1_700_000_000_000
 THREAD_GRACE_S = 0.05
 """How long the virtual clock waits for threads before it jumps."""
+LONG_S = 600.0
+LONG_GRACE_S = 1.0
+"""Before it jumps so far: nothing is left to do but to give up, or a node's own thread is awaited,
+which has not had its turn on a busy machine."""
 
 
 class JumpingSelector(selectors.DefaultSelector):
@@ -46,8 +51,9 @@ class JumpingSelector(selectors.DefaultSelector):
             return found
         if timeout is None:
             return super().select(None)
-        if self.busy_threads:
-            found = super().select(min(timeout, THREAD_GRACE_S))
+        if self.busy_threads or timeout > LONG_S:
+            grace_s = LONG_GRACE_S if timeout > LONG_S else THREAD_GRACE_S
+            found = super().select(min(timeout, grace_s))
             if found:
                 return found
         self.jumped_s += max(timeout, 0.0)
@@ -87,19 +93,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 class World:
     """One store; each `provider()` is another process's view of it.
 
-    `memory` is virtual time, `sqlite` real time.
+    `memory` is virtual time, `sqlite` and `postgres` real time. postgres_url: of an empty store,
+    for the latter.
     """
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, postgres_url: str = "") -> None:
         self.kind = kind
         self.folder = folder
         self.path = folder / "store.db"
+        self._postgres_url = postgres_url
         self._memory: MemoryStore | None = None
 
     @property
     def url(self) -> str:
-        """For what takes URLs only; SQLite."""
-        return f"sqlite:///{self.path}"
+        """For what takes URLs only; not in memory."""
+        return self._postgres_url or f"sqlite:///{self.path}"
 
     def s(self, seconds: float) -> float:
         """A duration that costs no patience: itself in virtual time, a thousandth in real time."""
@@ -108,6 +116,8 @@ class World:
     def provider(self) -> Provider:
         if self.kind == "sqlite":
             return SqliteProvider(self.path)
+        if self.kind == "postgres":
+            return PostgresProvider(self.url)
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         if self._memory is None:

@@ -143,11 +143,11 @@ async def test_a_timer_fires_on_time(memory: World) -> None:
 
 async def test_a_timer_that_was_due_while_everything_was_down_fires(world: World) -> None:
     async with world.runtime(sleeping) as runtime:
-        await runtime.client.start_orchestration(sleeping, world.s(20), instance_id="s")
+        await runtime.client.start_orchestration(sleeping, world.s(500), instance_id="s")
         await until_status(runtime.client, "s", "running")
-    await asyncio.sleep(world.s(60))
+    await asyncio.sleep(world.s(600))
     async with world.runtime(sleeping) as runtime:
-        assert (await runtime.client.wait_for_orchestration("s")).output >= world.s(60)
+        assert (await runtime.client.wait_for_orchestration("s")).output >= world.s(600)
         assert kinds(await history(runtime.client, "s")).count("TimerFired") == 1
 
 

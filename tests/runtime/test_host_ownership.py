@@ -332,14 +332,14 @@ async def test_a_client_elsewhere_gets_results(world: World) -> None:
 
 
 async def test_a_node_that_was_declared_dead_starts_again_as_a_new_one(
-    sqlite: World, monkeypatch: pytest.MonkeyPatch
+    either: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "TICK_S", 0.02)
     RAN.clear()
     gate = GATES["lost"] = Gate()
     async with (
-        sqlite.runtime(waiting_on, gated, noting, lease_s=1) as runtime,
-        sqlite.client() as other,
+        either.runtime(waiting_on, gated, noting, lease_s=1) as runtime,
+        either.client() as other,
     ):
         client = runtime.client
         first_node = runtime.node_id
@@ -362,12 +362,12 @@ async def waiting_on(ctx: OrchestrationContext) -> list[str]:
 
 
 async def test_a_node_that_cannot_come_back_at_once_keeps_trying(
-    sqlite: World, monkeypatch: pytest.MonkeyPatch
+    either: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "TICK_S", 0.02)
     gate = GATES["lost"] = Gate()
     gate.open()
-    provider = sqlite.provider()
+    provider = either.provider()
     register, failures = provider.register_node, [None, None]
 
     async def failing(node_id: str, lease_ms: int) -> None:
@@ -381,8 +381,8 @@ async def test_a_node_that_cannot_come_back_at_once_keeps_trying(
     monkeypatch.setattr(provider, "register_node", failing)
     monkeypatch.setattr("perdure.runtime.runtime.RETRY_S", 0.01)
     async with (
-        sqlite.runtime(waiting_on, gated, noting, provider=provider, lease_s=1) as runtime,
-        sqlite.client() as other,
+        either.runtime(waiting_on, gated, noting, provider=provider, lease_s=1) as runtime,
+        either.client() as other,
     ):
         first_node = runtime.node_id
         await other.provider.release_node(first_node)
@@ -393,10 +393,10 @@ async def test_a_node_that_cannot_come_back_at_once_keeps_trying(
 
 
 async def test_stopping_while_the_node_is_being_replaced_leaves_nothing(
-    sqlite: World, monkeypatch: pytest.MonkeyPatch
+    either: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "TICK_S", 0.02)
-    provider = sqlite.provider()
+    provider = either.provider()
     register, replacing, go_on = provider.register_node, asyncio.Event(), asyncio.Event()
 
     async def slowly(node_id: str, lease_ms: int) -> None:
@@ -406,8 +406,8 @@ async def test_stopping_while_the_node_is_being_replaced_leaves_nothing(
         await register(node_id, lease_ms)
 
     monkeypatch.setattr(provider, "register_node", slowly)
-    async with sqlite.client() as other:
-        runtime = sqlite.runtime(waiting_on, gated, noting, provider=provider, lease_s=1)
+    async with either.client() as other:
+        runtime = either.runtime(waiting_on, gated, noting, provider=provider, lease_s=1)
         await runtime.start()
         await other.provider.release_node(runtime.node_id)
         await replacing.wait()

@@ -326,20 +326,20 @@ async def fall_silent(world: World, runtime: Any) -> None:
     world._memory.kill_node(runtime.node_id)
 
 
-async def test_at_most_once_is_not_run_again_after_a_stop_in_the_middle(memory: World) -> None:
+async def test_at_most_once_is_not_run_again_after_a_stop_in_the_middle(world: World) -> None:
     STARTED.clear()
-    async with memory.client() as client:
+    async with world.client() as client:
         handle = await client.start_orchestration(careful, instance_id="c")
-        stopping = memory.runtime(careful, at_most_once)
+        stopping = world.runtime(careful, at_most_once)
         await stopping.start()
         await until(lambda: STARTED)
         await stopping.stop(0)
-        async with memory.runtime(careful, at_most_once):
+        async with world.runtime(careful, at_most_once):
             assert await handle.result() == ["ActivityLost", 1]
         assert STARTED == [1]
 
 
-async def test_many_failed_attempts_do_not_make_an_activity_suspect(memory: World) -> None:
+async def test_many_failed_attempts_do_not_make_an_activity_suspect(world: World) -> None:
     """Only deaths of processes do: a suspect is run alone, and after ten claims not at all."""
 
     @activity(retry=RetryPolicy(initial_interval=0.01, max_interval=0.01))
@@ -353,7 +353,7 @@ async def test_many_failed_attempts_do_not_make_an_activity_suspect(memory: Worl
     async def tries(ctx: OrchestrationContext) -> int:
         return await fails_often()
 
-    async with memory.runtime(tries, fails_often) as runtime:
+    async with world.runtime(tries, fails_often) as runtime:
         handle = await runtime.client.start_orchestration(tries)
         assert await handle.result() == 30
 

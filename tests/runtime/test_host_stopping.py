@@ -24,6 +24,7 @@ from kit import (
 from mixed import ATTEMPTS, HOSTED, add, expected, run_mixed, sequence, start_mixed
 
 from perdure import (
+    Client,
     OrchestrationContext,
     PerdureError,
     ProviderError,
@@ -219,6 +220,52 @@ async def test_reads_that_fail_for_a_while_stop_nothing(
         found = await run_mixed(runtime.client, f"{world.kind} reads", range(1))
     assert found == expected(range(1))
     assert failures > 3
+
+
+async def test_who_waits_for_a_result_looks_less_often_the_longer_an_outage_lasts(
+    memory: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = GATES["unseen"] = Gate()
+    provider = memory.provider()
+    looks = 0
+
+    async def fail(instance_ids: object) -> object:
+        nonlocal looks
+        looks += 1
+        raise StoreUnavailable("the test's own outage")
+
+    async with memory.runtime(waiting_on, gated) as runtime, Client(provider) as client:
+        started = await runtime.client.start_orchestration(waiting_on, "unseen", instance_id="w")
+        waiting = asyncio.create_task((await client.get_handle("w")).result())
+        await gate.has(1)
+        with monkeypatch.context() as outage:
+            outage.setattr(provider, "get_instances", fail)
+            gate.open()
+            await started.result()
+            await asyncio.sleep(60)
+        assert await waiting == "unseen"
+        assert 1 < looks < 100
+
+
+async def test_a_heartbeat_that_an_outage_has_stopped_is_repeated_at_once_and_not_with_the_next(
+    sqlite: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watchdog, "TICK_S", 0.01)
+    provider = sqlite.provider()
+    beat, beats = provider.beat, 0
+
+    def fail_at_first(node_id: str) -> bool:
+        nonlocal beats
+        beats += 1
+        if beats < 4:
+            raise StoreUnavailable("the test's own outage")
+        return beat(node_id)
+
+    monkeypatch.setattr(provider, "beat", fail_at_first)
+    async with sqlite.runtime(waiting_on, gated, provider=provider, lease_s=3_600):
+        await until(lambda: beats == 4)
+    assert caplog.text.count("the heartbeat failed: the test's own outage") == 3
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_runtime_stops_during_an_outage_without_waiting_for_its_end(

@@ -196,11 +196,7 @@ async def test_an_error_of_the_database_is_one_of_the_body(either: World) -> Non
         await paid.insert(order)
         return await paid.insert(order)
 
-    kind = (
-        "UniqueViolationError"
-        if either.kind == "postgres"
-        else ("ConstraintError")
-    )
+    kind = "UniqueViolationError" if either.kind == "postgres" else ("ConstraintError")
     assert await bought(either, pay_with(either, twice)) == f"ActivityError {kind} after 1"
     assert await Books(either).paid() == []
 

@@ -221,6 +221,9 @@ class Committer:
         if self.degraded:
             logger.warning("the store is available again")
             self.degraded = None
+            if self._flights:
+                # Whoever drains waits for these again, now that there is no outage.
+                self._idle.clear()
         # The next batch starts before the outcomes of this one are worked on: the disk and this
         # thread then work at the same time.
         self.flush()

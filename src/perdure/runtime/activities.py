@@ -47,6 +47,8 @@ from perdure.runtime.threads import Threads
 from perdure.runtime.transactions import attempt_in_transaction
 
 STOP_GRACE_S = 1.0
+ALONE_S = 1.0
+"""So often a node with a queue that is never empty looks for what may only run alone."""
 DRAIN_S = 10.0
 
 _encode = msgspec.json.Encoder().encode
@@ -62,6 +64,8 @@ class Activities:
         self._node = node
         self._running: dict[Key, Running] = {}
         self.lanes = Lanes(node.registry, node.options)
+        for lane in self.lanes.all:
+            lane.alone_at_s = node.loop.time() + ALONE_S
         self._late: set[Running] = set()
         self._alone: Running | None = None
         self._threads: Threads | None = None
@@ -130,6 +134,9 @@ class Activities:
         free = lane.slots - lane.taken
         if lane.claiming or free <= 0 or node.stopping or self._alone or not lane.backlog:
             return
+        # A queue that is never empty must not hide what may only run alone.
+        if lane.alone_at_s <= node.loop.time() and self._claim_alone(lane):
+            return
         lane.claiming = True
         operation = ClaimActivities(node.node_id, lane.names, free)
         node.committer.submit(operation, lambda outcome: self._claimed(lane, outcome))
@@ -149,16 +156,19 @@ class Activities:
         elif lane.surveyed:
             self._claim_alone(lane)
 
-    def _claim_alone(self, lane: Lane) -> None:
-        """What a survey has seen and nobody may claim so has brought a node down before."""
+    def _claim_alone(self, lane: Lane) -> bool:
+        """What waits and nobody may claim so has brought a node down before. False if that cannot
+        be looked for now."""
         node = self._node
         # One lane at a time: two that are to run alone would wait for each other.
         if lane.claiming or self._alone or not node.begin_alone(lane):
-            return
+            return False
+        lane.alone_at_s = node.loop.time() + ALONE_S
         lane.surveyed = False
         lane.claiming = True
         operation = ClaimActivities(node.node_id, lane.names, 1, alone=True)
         node.committer.submit(operation, lambda outcome: self._claimed_alone(lane, outcome))
+        return True
 
     def _claimed_alone(self, lane: Lane, outcome: Outcome | BaseException) -> None:
         lane.claiming = False

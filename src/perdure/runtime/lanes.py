@@ -14,9 +14,12 @@ class Lane:
     and by those that start when their turn is committed. backlog: an older one is known to wait in
     the queue. claiming: a claim is under way. again: something came into the queue meanwhile,
     which the claim may not have seen. surveyed: a survey has seen something in the queue that no
-    claim has taken since."""
+    claim has taken since. alone_at_s: when, by the loop's clock, to look again for what may only
+    run alone."""
 
-    __slots__ = ("again", "backlog", "claiming", "names", "slots", "surveyed", "taken")
+    __slots__ = (
+        *("again", "alone_at_s", "backlog", "claiming", "names", "slots", "surveyed", "taken"),
+    )
 
     def __init__(self, names: frozenset[str], slots: int) -> None:
         self.names = names
@@ -26,6 +29,7 @@ class Lane:
         self.claiming = False
         self.again = False
         self.surveyed = False
+        self.alone_at_s = 0.0
 
     def waits(self) -> None:
         """Something is known to wait in the queue."""

@@ -175,7 +175,9 @@ class Commits:
 
     async def _end(self, connection: Any, done: Applied, mark: Mark) -> None:
         if done.xid is None:
-            await connection.execute("rollback")
+            # A sequence's progress is on the disk only after a commit: a server that crashes would
+            # give the same keys again.
+            await (commit(connection) if done.keys else connection.execute("rollback"))
             return
         try:
             await commit(connection)

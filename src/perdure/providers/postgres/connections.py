@@ -7,7 +7,7 @@ import contextlib
 import copy
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -18,6 +18,7 @@ from perdure.providers.postgres.pooled import Pooled
 
 DEFAULT_SCHEMA = "perdure"
 CONNECT_S = 10.0
+ANSWER_S = 1.0
 COMMAND_S = 30.0
 """Longer than that no statement takes on a server that is alive."""
 STATEMENTS = 100
@@ -156,7 +157,7 @@ class Database:
         """A new connection, after at most CONNECT_S unless timeout_s says otherwise. Raises
         StoreUnavailable or ProviderError with the reason."""
         try:
-            connection = await asyncpg.connect(
+            connecting = asyncpg.connect(
                 urlunsplit(self._url),
                 timeout=timeout_s or CONNECT_S,
                 command_timeout=COMMAND_S,
@@ -164,11 +165,12 @@ class Database:
                 # What is prepared in one session does not exist in that of the next transaction.
                 statement_cache_size=0 if self.pooled else STATEMENTS,
             )
+            connection = await _unharmed(connecting)
+            _keep_alive(connection)
         except ERRORS as error:
             if isinstance(error, TimeoutError):
                 self._begin_with_another()
             raise self.explain(error) from error
-        _keep_alive(connection)
         return Pooled(connection) if self.pooled else connection
 
     def _begin_with_another(self) -> None:
@@ -216,6 +218,22 @@ class Database:
         if isinstance(error, (*LOST, *FOR_NOW, *CONFLICT)):
             return StoreUnavailable(f"{self.where} cannot be used now: {reason}")
         return ProviderError(f"{self.where}: {reason}")
+
+
+async def _unharmed(connecting: Awaitable[Any]) -> Any:
+    """The connection that the driver makes. Cancelled between the connection and the server's first
+    answer, the driver would leave an exception behind that nobody asks for: that answer is awaited,
+    for a moment, and the connection then closed."""
+    making = asyncio.ensure_future(connecting)
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await asyncio.wait([making], timeout=ANSWER_S)
+        if making.cancel():
+            await asyncio.wait([making])
+        elif not making.cancelled() and making.exception() is None:
+            making.result().terminate()
+        raise
 
 
 class Connections:

@@ -95,9 +95,7 @@ class Deaf:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def watch(
-        self, changed: Callable[[], None], node_id: str | None = None
-    ) -> Callable[[], None]:
+    def watch(self, changed: Callable[[], None], node_id: str | None = None) -> Callable[[], None]:
         return lambda: None
 
 
