@@ -17,7 +17,9 @@ from provider_world import (
     Clock,
     World,
     acquire,
+    bodies,
     claim,
+    claim_work,
     is_a,
     new,
     note,
@@ -34,6 +36,8 @@ from perdure.providers.contract import (
     ClaimInstances,
     Committed,
     CompleteActivity,
+    Done,
+    Refused,
     RowFilter,
     Sent,
     Started,
@@ -267,6 +271,61 @@ async def test_turns_and_starts_take_one_round_trip(
     assert (await row(provider, "i-1")).due_ms == 9
     assert (await row(provider, "i-2")).status == "completed"
     assert (await row(provider, "i-3")).status == "pending"
+
+
+async def test_completions_take_one_round_trip(
+    store: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = await store.open()
+    of = await acquire(provider)
+    await one(provider, turn(of, b"1", activities=(queued(1), queued(2)), set_due=True))
+    await claim_work(provider, node_id="n-2")
+    trips = Trips(monkeypatch)
+
+    outcomes = await provider.commit(
+        [
+            CompleteActivity(of.key, 1, 1, "n-2", 1, b"first"),
+            CompleteActivity(of.key, 1, 2, "n-2", 1, b"second"),
+        ]
+    )
+
+    assert outcomes == [Done(), Done()]
+    assert trips.number == 1
+    assert await bodies(provider) == [b"first", b"second"]
+    found = await row(provider)
+    assert found.due_ms == store.clock.now
+    assert await provider.list_activities(of.key) == []
+
+
+async def test_a_stale_completion_beside_others_is_refused_alone(store: World) -> None:
+    provider = await store.open()
+    of = await acquire(provider)
+    await one(provider, turn(of, b"1", activities=(queued(1), queued(2))))
+    await claim_work(provider, node_id="n-2")
+
+    outcomes = await provider.commit(
+        [
+            CompleteActivity(of.key, 1, 1, "n-2", 1, b"first"),
+            CompleteActivity(of.key, 1, 2, "n-3", 1, b"second"),
+            turn(of, b"2", first=2),
+        ]
+    )
+
+    assert outcomes == [Done(), Refused("stale"), Committed()]
+    assert await bodies(provider) == [b"first"]
+    assert await provider.read_history("i-1") == [b"1", b"2"]
+
+
+async def test_claims_alone_take_three_round_trips(
+    store: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = await store.open()
+    await start(provider)
+    trips = Trips(monkeypatch)
+
+    assert len(await claim(provider)) == 1
+
+    assert trips.number == 3
 
 
 async def test_a_batch_is_looked_at_first_if_a_row_is_not_as_believed(

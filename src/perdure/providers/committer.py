@@ -130,7 +130,8 @@ class Committer:
 
     def _take(self) -> list[Item]:
         """The next batch: in the order of the queue, without what touches an instance of a batch
-        in flight, or of something that has to wait for one."""
+        in flight, or of something that has to wait for one. Claims, which touch nothing, go by
+        themselves: what waits for its commit must not wait for their search, too."""
         items: list[Item] = []
         if self._flights_max == 1:
             items, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
@@ -145,7 +146,8 @@ class Committer:
             if touches is EVERYTHING and (left or self._flights):
                 place -= 1
                 break
-            if self._busy.isdisjoint(touches) and waiting.isdisjoint(touches):
+            fits = not items or bool(touches) is bool(items[0][2])
+            if fits and self._busy.isdisjoint(touches) and waiting.isdisjoint(touches):
                 items.append(item)
             else:
                 left.append(item)

@@ -109,8 +109,25 @@ async def apply(
         done.marked = True
         _note_pruned(pruned, found)
     for place, operation in ordered:
-        await _claim(connection, place, operation, found, done)
+        await _claim(connection, place, operation, found, done, sheet.now_ms)
     done.keys = sheet.fresh[::-1]
+    done.outcomes = [found[place] for place in range(len(batch))]
+    return done
+
+
+def is_claim(operation: Operation) -> bool:
+    return type(operation) is ClaimInstances or type(operation) is ClaimActivities
+
+
+async def claim(connection: Any, batch: Sequence[Operation], now_ms: int | None) -> Applied:
+    """Do the work of a batch of claims, for which nothing need be looked at first.
+
+    now_ms: the time, or None for the server's.
+    """
+    found: dict[int, Any] = {}
+    done = Applied([], 0, 0.0)
+    for place, operation in sorted(enumerate(batch), key=lambda item: ORDER[type(item[1])]):
+        await _claim(connection, place, operation, found, done, now_ms)
     done.outcomes = [found[place] for place in range(len(batch))]
     return done
 
@@ -145,12 +162,17 @@ def _note_pruned(pruned: list[Any], found: dict[int, Any]) -> None:
 
 
 async def _claim(
-    connection: Any, place: int, operation: Operation, found: dict[int, Any], done: Applied
+    connection: Any,
+    place: int,
+    operation: Operation,
+    found: dict[int, Any],
+    done: Applied,
+    now_ms: int | None,
 ) -> None:
     if isinstance(operation, ClaimInstances):
-        found[place], xid = await _claim_instances(connection, operation, done.now_ms)
+        found[place], xid = await _claim_instances(connection, operation, now_ms)
     elif isinstance(operation, ClaimActivities):
-        found[place], xid = await _claim_activities(connection, operation, done.now_ms)
+        found[place], xid = await _claim_activities(connection, operation, now_ms)
     else:
         return
     done.xid = xid or done.xid
@@ -164,7 +186,7 @@ def _range(claim: ClaimInstances | ClaimActivities) -> tuple[int, int, int]:
 
 
 async def _claim_instances(
-    connection: Any, claim: ClaimInstances, now_ms: int
+    connection: Any, claim: ClaimInstances, now_ms: int | None
 ) -> tuple[Claimed, str | None]:
     pairs = sorted(claim.capabilities)
     taken, current, messages, timers, xid = await connection.fetchrow(
@@ -213,7 +235,7 @@ def _acquired(
 
 
 async def _claim_activities(
-    connection: Any, claim: ClaimActivities, now_ms: int
+    connection: Any, claim: ClaimActivities, now_ms: int | None
 ) -> tuple[ClaimedActivities, str | None]:
     taken, holders, more, xid = await connection.fetchrow(
         _CLAIM_ACTIVITIES, claim.node_id, sorted(claim.names), now_ms, *_range(claim)

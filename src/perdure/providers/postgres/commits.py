@@ -29,7 +29,9 @@ from perdure.providers.postgres.batches import (
     apply,
     became_of,
     check_values,
+    claim,
     give_up,
+    is_claim,
 )
 from perdure.providers.postgres.connections import (
     CONFLICT,
@@ -49,7 +51,7 @@ from perdure.providers.postgres.transactions import (
     run_body,
 )
 
-BATCHES_AT_ONCE = 2
+BATCHES_AT_ONCE = 3
 TRANSACTIONS = 4
 """How many transactional activities run at once; others wait for a connection."""
 REPEATS = 20
@@ -121,8 +123,10 @@ class Commits:
             try:
                 await self._reached("before_commit")
                 values = (*found.parameters, *mark, self._now_ms())
-                now_ms = await write(connection, PUT_TURNS, *values)
+                now_ms, owners, unowned = await write(connection, PUT_TURNS, *values)
                 seen_at_s = time.monotonic()
+                found.hint.nodes.update(owners or ())
+                found.hint.work |= bool(unowned)
                 await self._reached("after_commit")
             except VALUE:
                 return None
@@ -130,6 +134,7 @@ class Commits:
                 connection.terminate()
                 await self._find_out(lambda other: give_up(other, mark), error)
                 now_ms, seen_at_s = 0, 0.0
+                found.hint.everything = True
             except asyncpg.PostgresError as error:
                 logger.debug("a batch has to be looked at first: %s", error)
                 return None
@@ -160,11 +165,18 @@ class Commits:
             self._free_writers.append(writer)
 
     async def _apply(
-        self, connection: Any, batch: Sequence[Operation], mark: Mark, more_keys: int
+        self,
+        connection: Any,
+        batch: Sequence[Operation],
+        mark: Mark,
+        more_keys: int,
     ) -> Applied:
         """Apply a batch in the transaction that is open, and commit it."""
         try:
-            done = await apply(connection, batch, mark, self._now_ms(), more_keys)
+            if more_keys == 0 and all(map(is_claim, batch)):
+                done = await claim(connection, batch, self._now_ms())
+            else:
+                done = await apply(connection, batch, mark, self._now_ms(), more_keys)
             await self._reached("before_commit")
         except BaseException:
             if not connection.is_closed():

@@ -312,9 +312,9 @@ async def commit(connection: Any) -> None:
 
 
 async def write(connection: Any, statement: str, *values: Any) -> Any:
-    """A statement that is a transaction by itself; its first value."""
+    """A statement that is a transaction by itself; its row."""
     with _never_cancelled(connection):
-        return await connection.fetchval(statement, *values, timeout=2 * COMMAND_S)
+        return await connection.fetchrow(statement, *values, timeout=2 * COMMAND_S)
 
 
 @contextlib.contextmanager

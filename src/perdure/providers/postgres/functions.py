@@ -1,10 +1,9 @@
 """The functions of a store's schema: each does in one round trip what a batch needs of one kind.
 
 `look` locks the instances that a batch touches, in key order, and shows them; what is decided from
-that is decided in Python (see model.py). `put` writes the decisions, one statement for each kind of
-row. The claims take work that nobody holds and pass over what another transaction has locked, so
-that no claim waits. Whatever writes rows of an instance holds the lock of the instance's row, but
-for claims of activities.
+that is decided in Python (see decisions.py). `put` writes the decisions, one statement for each
+kind of row. `put_turns` does without the look. Whatever writes rows of an instance holds the lock
+of the instance's row, but for claims of activities.
 
 p_now is the store's time in milliseconds if the caller has a clock of its own (tests), else null.
 """
@@ -13,10 +12,8 @@ from __future__ import annotations
 
 OTHERWISE = "PD001"
 """The state of the error by which `put_turns` does nothing."""
-ROUNDS_MAX = 10
-"""How often a claim looks for more when others were quicker."""
 
-_NOW = "coalesce(p_now, floor(extract(epoch from clock_timestamp()) * 1000)::bigint)"
+NOW_GIVEN = "coalesce(p_now, floor(extract(epoch from clock_timestamp()) * 1000)::bigint)"
 
 _LOOK = f"""
 create function look(
@@ -69,7 +66,7 @@ begin
     if p_fresh > 0 then
         fresh := array(select nextval('instance_keys') from generate_series(1, p_fresh));
     end if;
-    now_ms := {_NOW};
+    now_ms := {NOW_GIVEN};
 end $$;
 """
 
@@ -192,27 +189,32 @@ begin
 end $$;
 """
 
-# A whole batch of turns and starts in one round trip, if the rows are as their writer believes;
-# otherwise nothing of it happens. A statement that arrives after its writer has given it up, and
-# has said so by the fence, does nothing either.
+# A whole batch of turns, starts and completions in one round trip, if the rows are as their writer
+# believes; otherwise nothing of it happens. A statement that arrives after its writer has given it
+# up, and has said so by the fence, does nothing either.
 _PUT_TURNS = f"""
 create function put_turns(
     p_turns turn[], p_consumed place[], p_activities_gone place[], p_timers_gone place[],
     p_executions_over place[], p_instances_over bigint[], p_instances instances[],
     p_executions executions[], p_executions_changed executions[], p_history history[],
     p_activities activities[], p_timers timers[], p_pruned executions[],
-    p_writer text, p_batch bigint, p_now bigint, out now_ms bigint
+    p_completed completion[], p_locks bigint[],
+    p_writer text, p_batch bigint, p_now bigint,
+    out now_ms bigint, out owners text[], out unowned boolean
 ) language plpgsql as $$
 declare
     written bigint;
 begin
-    now_ms := {_NOW};
+    now_ms := {NOW_GIVEN};
     insert into writers as w (writer, batch, at_ms) values (p_writer, p_batch, now_ms)
         on conflict (writer) do update set batch = excluded.batch, at_ms = excluded.at_ms
         where w.fence < excluded.batch;
     get diagnostics written = row_count;
     if written = 0 then
         raise exception 'given up' using errcode = '{OTHERWISE}';
+    end if;
+    if cardinality(p_locks) > 0 then
+        perform from instances as i where i.key = any(p_locks) order by i.key for update;
     end if;
     update instances as i set
         version = coalesce(c.version, i.version), status = coalesce(c.status, i.status),
@@ -240,146 +242,28 @@ begin
         p_instances, '{{}}', p_executions, p_executions_changed, p_history, p_activities, '{{}}',
         p_timers, '{{}}', '{{}}', '{{}}', p_pruned, null, null, now_ms
     );
-end $$;
-"""
-
-# Rows that another transaction has locked are passed over, and no more are locked than are taken:
-# what one transaction has locked, the others do not see for that moment.
-_CLAIM_INSTANCES = f"""
-create function claim_instances(
-    p_node text, p_names text[], p_versions text[], p_any_names text[], p_now bigint,
-    p_least bigint, p_most bigint, p_limit bigint,
-    out taken instances[], out current executions[], out messages inbox[], out waiting timers[],
-    out xid text
-) language plpgsql as $$
-declare
-    keys bigint[] := '{{}}';
-    tries bigint[];
-    last_ms bigint := -1;
-    last_key bigint := 0;
-begin
-    for round in 1..{ROUNDS_MAX} loop
-        -- On from the last one tried: to leave out each by name costs its number squared.
-        select array_agg(d.key order by d.due_ms, d.key), max(d.due_ms) into tries, last_ms from (
-            select d.key, d.due_ms from (
-                select one.key, one.due_ms from unnest(p_names, p_versions) as pair (name, version)
-                cross join lateral (
-                    select i.key, i.due_ms from instances as i
-                    where i.name = pair.name and i.version = pair.version and i.owner is null
-                        and i.due_ms <= p_now and i.attempt >= p_least and i.attempt < p_most
-                        and (i.due_ms, i.key) > (last_ms, last_key)
-                    order by i.due_ms, i.key limit p_limit - cardinality(keys)
-                ) as one
-                union all
-                select one.key, one.due_ms from unnest(p_any_names) as named (name)
-                cross join lateral (
-                    select i.key, i.due_ms from instances as i
-                    where i.name = named.name and i.version is null and i.owner is null
-                        and i.due_ms <= p_now and i.attempt >= p_least and i.attempt < p_most
-                        and (i.due_ms, i.key) > (last_ms, last_key)
-                    order by i.due_ms, i.key limit p_limit - cardinality(keys)
-                ) as one
-            ) as d order by d.due_ms, d.key limit p_limit - cardinality(keys)
-        ) as d;
-        exit when tries is null;
-        last_key := tries[cardinality(tries)];
-        keys := keys || array(
-            select i.key from instances as i where i.key = any(tries) and i.owner is null
-                and i.due_ms <= p_now and i.attempt >= p_least and i.attempt < p_most
-            order by i.due_ms, i.key for update skip locked
-        );
-        exit when cardinality(keys) >= p_limit;
-    end loop;
-    if cardinality(keys) > 0 then
-        update instances as i set owner = p_node, attempt = i.attempt + 1,
-            token = replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '')
-            where i.key = any(keys);
-        taken := array(
-            select i from unnest(keys) with ordinality as w (key, place)
-            join instances as i on i.key = w.key order by w.place
-        );
-        current := array(
-            select e from unnest(taken) as t
-            join executions as e on e.key = t.key and e.execution_id = t.execution_id
-        );
-        messages := array(
-            select m from inbox as m where m.key = any(keys) and m.queue is null order by m.seq
-        );
-        waiting := array(
-            select t from timers as t where t.key = any(keys) order by t.event_id
-        );
-        xid := pg_current_xact_id_if_assigned();
+    if cardinality(p_completed) > 0 then
+        delete from activities as a using unnest(p_completed) as c
+            where a.key = c.key and a.execution_id = c.execution_id and a.event_id = c.event_id
+                and a.owner = c.node and a.attempt = c.attempt;
+        get diagnostics written = row_count;
+        if written <> cardinality(p_completed) then
+            raise exception 'not claimed so' using errcode = '{OTHERWISE}';
+        end if;
+        insert into inbox (key, accepted_ms, body)
+            select c.key, now_ms, c.body from unnest(p_completed) with ordinality
+                as c (key, execution_id, event_id, node, attempt, body, place) order by c.place;
+        with delivered as (
+            update instances as i set mail = i.mail + c.number,
+                due_ms = least(i.due_ms, greatest(now_ms, i.hold_ms))
+            from (
+                select each.key, count(*) as number from unnest(p_completed) as each
+                group by each.key
+            ) as c where i.key = c.key returning i.owner
+        )
+        select array_agg(distinct d.owner), bool_or(d.owner is null) into owners, unowned
+            from delivered as d;
     end if;
-end $$;
-"""
-
-_CLAIM_ACTIVITIES = f"""
-create function claim_activities(
-    p_node text, p_names text[], p_now bigint, p_least bigint, p_most bigint, p_limit bigint,
-    out taken activities[], out holders instances[], out more boolean, out xid text
-) language plpgsql as $$
-declare
-    places place[] := '{{}}';
-    tries place[];
-    last_ms bigint := -1;
-    last place := row(0, 0, 0);
-begin
-    for round in 1..{ROUNDS_MAX} loop
-        select array_agg(
-                row(one.key, one.execution_id, one.event_id)::place
-                order by one.due_ms, one.key, one.execution_id, one.event_id
-            ), max(one.due_ms) into tries, last_ms
-        from (
-            select one.* from unnest(p_names) as named (name) cross join lateral (
-                select a.key, a.execution_id, a.event_id, a.due_ms from activities as a
-                where a.name = named.name and a.owner is null and a.due_ms <= p_now
-                    and a.claims >= p_least and a.claims < p_most
-                    and (a.due_ms, a.key, a.execution_id, a.event_id)
-                        > (last_ms, last.key, last.execution_id, last.event_id)
-                order by a.due_ms, a.key, a.execution_id, a.event_id
-                limit p_limit - cardinality(places)
-            ) as one
-            order by one.due_ms, one.key, one.execution_id, one.event_id
-            limit p_limit - cardinality(places)
-        ) as one;
-        exit when tries is null;
-        last := tries[cardinality(tries)];
-        places := places || array(
-            select row(one.key, one.execution_id, one.event_id)::place
-            from unnest(tries) as w cross join lateral (
-                select a.* from activities as a
-                where a.key = w.key and a.execution_id = w.execution_id
-                    and a.event_id = w.event_id and a.owner is null and a.due_ms <= p_now
-                    and a.claims >= p_least and a.claims < p_most
-                for update skip locked
-            ) as one
-            order by one.due_ms, one.key, one.execution_id, one.event_id
-        );
-        exit when cardinality(places) >= p_limit;
-    end loop;
-    if cardinality(places) > 0 then
-        update activities as a set owner = p_node, attempt = a.attempt + 1, claims = a.claims + 1
-            from unnest(places) as w
-            where a.key = w.key and a.execution_id = w.execution_id and a.event_id = w.event_id;
-        taken := array(
-            select a from unnest(places) with ordinality as w (key, execution_id, event_id, place)
-            join activities as a on a.key = w.key and a.execution_id = w.execution_id
-                and a.event_id = w.event_id
-            order by w.place
-        );
-        holders := array(
-            select i from instances as i
-            where i.key = any(array(select w.key from unnest(places) as w))
-        );
-        xid := pg_current_xact_id_if_assigned();
-    end if;
-    more := exists (
-        select 1 from unnest(p_names) as named (name) cross join lateral (
-            select a.key from activities as a
-            where a.name = named.name and a.owner is null and a.due_ms <= p_now
-                and a.claims >= p_least and a.claims < p_most limit 1
-        ) as one
-    );
 end $$;
 """
 
@@ -471,6 +355,4 @@ begin
 end $$;
 """
 
-FUNCTIONS_1 = "".join(
-    (_LOOK, _PUT, _PUT_TURNS, _CLAIM_INSTANCES, _CLAIM_ACTIVITIES, _TREE, _REMOVE, _FORGET)
-)
+FUNCTIONS_1 = "".join((_LOOK, _PUT, _PUT_TURNS, _TREE, _REMOVE, _FORGET))

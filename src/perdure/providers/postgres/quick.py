@@ -1,4 +1,4 @@
-"""Batches in one round trip: turns of instances that are as their owner believes, and starts.
+"""Batches in one round trip: turns, starts and completions whose rows are as one believes.
 
 Nearly every batch is of this kind. What it writes is decided from what the turns themselves say,
 and the store writes it only if that is how its rows are; if not, the batch goes the longer way,
@@ -8,16 +8,26 @@ which looks first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-from perdure.providers.contract import ORDER, CommitTurn, Operation, Outcome, StartInstance
+from perdure.providers.contract import (
+    ORDER,
+    CommitTurn,
+    CompleteActivity,
+    Done,
+    Operation,
+    Outcome,
+    StartInstance,
+)
 from perdure.providers.postgres.decisions import decide
 from perdure.providers.postgres.hints import Hint
 from perdure.providers.postgres.rows import Instance
 from perdure.providers.postgres.sheet import Sheet
 
-PUT_TURNS = f"select put_turns({', '.join(f'${n}' for n in range(1, 17))})"
+PUT_TURNS = f"select * from put_turns({', '.join(f'${n}' for n in range(1, 19))})"
 
+_DONE = Done()
 _UNREAD = ""
 """Stands for what is not known of an instance, and not changed by a turn."""
 
@@ -32,26 +42,39 @@ class Quick(NamedTuple):
 
 
 def quick(batch: Sequence[Operation], now_ms: int) -> Quick | None:
-    """What to write for a batch of turns and starts; None if it has to be looked at first.
+    """What to write for a batch of turns, starts and completions; None if it has to be looked at
+    first.
 
     now_ms: a time that the store's clock has passed.
     """
     turns = [operation for operation in batch if type(operation) is CommitTurn]
     starts = [operation for operation in batch if type(operation) is StartInstance]
-    if len(turns) + len(starts) < len(batch) or not batch:
+    completed = [operation for operation in batch if type(operation) is CompleteActivity]
+    if not batch or len(turns) + len(starts) + len(completed) < len(batch):
         return None
     keys = {turn.key for turn in turns} | {start.key for start in starts}
-    if len(keys) < len(batch) or not all(map(_is_plain, turns)) or not all(map(_is_new, starts)):
+    places = {(done.key, done.execution_id, done.event_id) for done in completed}
+    is_single = len(keys) + len(places) == len(batch)
+    if not (is_single and all(map(_is_plain, turns)) and all(map(_is_new, starts))):
         return None
     # In one order everywhere, so that nobody waits for each other.
     turns.sort(key=_key)
+    locks = sorted({turn.key for turn in turns} | {done.key for done in completed})
     sheet = Sheet({**_LOOKED, "now_ms": now_ms})
     for turn in turns:
         sheet.believe(_believed(turn))
     found: list[Any] = [None] * len(batch)
     for place, operation in sorted(enumerate(batch), key=lambda item: ORDER[type(item[1])]):
-        found[place] = decide(sheet, operation)
-    return Quick([[_row(sheet, turn) for turn in turns], *_lists(sheet)], found, sheet.hint)
+        is_completion = type(operation) is CompleteActivity
+        found[place] = _DONE if is_completion else decide(sheet, operation)
+    parameters = [
+        [_row(sheet, turn) for turn in turns],
+        *_lists(sheet),
+        [_completion(done) for done in completed],
+        # Turns alone lock their rows in order as they are written.
+        locks if completed else [],
+    ]
+    return Quick(parameters, found, sheet.hint)
 
 
 _LOOKED = dict.fromkeys(("fresh", "held", "current", "claimed", "waiting", "known", "last"))
@@ -126,6 +149,9 @@ def _row(sheet: Sheet, turn: CommitTurn) -> tuple[Any, ...]:
         turn.set_due or over,
         after.due_ms,
     )
+
+
+_completion = attrgetter("key", "execution_id", "event_id", "node_id", "attempt", "body")
 
 
 def _lists(sheet: Sheet) -> list[list[Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from perdure.errors import ProviderError, StoreTooNew
+from perdure.providers.postgres.claim_functions import CLAIM_FUNCTIONS_1
 from perdure.providers.postgres.connections import Database
 from perdure.providers.postgres.functions import FUNCTIONS_1
 
@@ -145,6 +146,9 @@ create table writers (
 ) with (fillfactor = 50);
 
 create type place as (key bigint, execution_id bigint, event_id bigint);
+create type completion as (
+    key bigint, execution_id bigint, event_id bigint, node text, attempt bigint, body bytea
+);
 create type turn as (
     key bigint, token text, execution_id bigint, external bigint, mail bigint, version text,
     status text, next_execution bigint, finished_ms bigint, settles boolean, gives_back boolean,
@@ -152,7 +156,7 @@ create type turn as (
 );
 """
 
-MIGRATIONS = (_TABLES_1 + FUNCTIONS_1,)
+MIGRATIONS = (_TABLES_1 + FUNCTIONS_1 + CLAIM_FUNCTIONS_1,)
 """Migration n takes a store from version n (counted from 0) to n + 1."""
 
 _ABOUT = """
