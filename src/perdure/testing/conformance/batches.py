@@ -21,6 +21,7 @@ from perdure.providers.contract import (
     NewTimer,
     NoteBlocked,
     Operation,
+    Outcome,
     Provider,
     Pruned,
     PruneExecutions,
@@ -289,12 +290,18 @@ class BatchCases:
             ]
         prune = PruneExecutions("i-1", Retention(1))
 
-        outcomes = await asyncio.gather(
-            *(one(provider, each) for turn_ in writing for each in (turn_, prune))
-        )
+        async def write() -> list[Outcome]:
+            return [await one(provider, each) for each in writing]
 
-        assert outcomes[::2] == [Committed()] * 16
-        assert sum(is_a(Pruned, each).executions for each in outcomes[1::2]) == 8
+        async def prune_again() -> int:
+            pruned = [is_a(Pruned, await one(provider, prune)) for _ in writing]
+            return sum(each.executions for each in pruned)
+
+        written, pruned = await asyncio.gather(write(), prune_again())
+        pruned += is_a(Pruned, await one(provider, prune)).executions
+
+        assert written == [Committed()] * 16
+        assert pruned == 8
         assert [each.execution_id for each in await provider.list_executions("i-1")] == [9]
         assert await provider.read_history("i-1") == [b"started"]
 
