@@ -55,6 +55,8 @@ if TYPE_CHECKING:
         StoreUnavailable,
         SubOrchestrationError,
         TooManyPending,
+        TransactionRefused,
+        TransactionTimeout,
         TurnLimitExceeded,
     )
     from perdure.marks import activity, context, orchestration
@@ -120,6 +122,8 @@ __all__ = [
     "SubOrchestrationError",
     "SyncClient",
     "TooManyPending",
+    "TransactionRefused",
+    "TransactionTimeout",
     "TurnLimitExceeded",
     "Wait",
     "activity",
