@@ -59,6 +59,15 @@ async def test_a_completion_wakes_the_owner_alone(store: World) -> None:
     assert await told(other, complete(of, 1, node_id="n-2")) == Hint(nodes={"n-1"})
 
 
+async def test_a_completion_for_an_instance_that_nobody_has_is_work_for_all(store: World) -> None:
+    provider = await store.open()
+    of = await acquire(provider)
+    await one(provider, turn(of, b"1", activities=(queued(1),), release=True, set_due=True))
+    await claim_work(provider, node_id="n-2")
+
+    assert await told(provider, complete(of, 1, node_id="n-2")) == Hint(work=True)
+
+
 async def test_what_any_node_may_take_is_told_to_all(store: World) -> None:
     provider = await store.open()
     await provider.register_node("n-1", LEASE_MS)

@@ -29,6 +29,8 @@ CLAIM_LIMIT = 500
 CLAIM_SHARE = 20
 """While there are other nodes: who is quick to look must not take everything before they do."""
 ITEMS_AT_ONCE = 100
+PAUSES, PAUSE_S_MAX = 2, 0.02
+"""So many times as long as a survey takes is the pause after it, at most."""
 REAP_S = 1.0
 RETRY_S = 0.5
 UNRUNNABLE_S = 30.0
@@ -111,7 +113,12 @@ class Intake:
     async def _survey_at_news(self) -> None:
         await self._news.wait()
         self._news.clear()
+        began_s = self._node.loop.time()
         await self._survey()
+        # The busier the store, the rarer the surveys: with many nodes, that hint at each other's
+        # every commit, it would have little time for anything else.
+        took_s = self._node.loop.time() - began_s
+        await asyncio.sleep(min(PAUSE_S_MAX, PAUSES * took_s))
 
     async def _survey(self) -> None:
         node = self._node

@@ -165,7 +165,7 @@ begin
         insert into event_ids select * from unnest(p_event_ids);
     end if;
     pruned := '{}';
-    foreach one in array p_pruned loop
+    foreach one in array coalesce(p_pruned, '{}') loop
         with gone as (
             delete from executions as e
                 where e.key = one.key and e.execution_id <= one.execution_id
@@ -231,16 +231,20 @@ begin
         and (c.external is null or i.external = c.external)
         and (c.mail is null or i.mail = c.mail);
     get diagnostics written = row_count;
-    if written <> cardinality(p_turns) or exists (
-        select 1 from inbox as m where m.key = any(p_instances_over)
-            and m.seq <> all(array(select c.event_id from unnest(p_consumed) as c))
-    ) then
+    if written <> coalesce(cardinality(p_turns), 0) then
         raise exception 'not as believed' using errcode = '{OTHERWISE}';
+    end if;
+    if cardinality(p_instances_over) > 0 then
+        perform from inbox as m where m.key = any(p_instances_over)
+            and m.seq <> all(array(select c.event_id from unnest(p_consumed) as c)) limit 1;
+        if found then
+            raise exception 'unread messages' using errcode = '{OTHERWISE}';
+        end if;
     end if;
     perform put(
         p_consumed, p_activities_gone, p_timers_gone, p_executions_over, p_instances_over,
-        p_instances, '{{}}', p_executions, p_executions_changed, p_history, p_activities, '{{}}',
-        p_timers, '{{}}', '{{}}', '{{}}', p_pruned, null, null, now_ms
+        p_instances, null, p_executions, p_executions_changed, p_history, p_activities, null,
+        p_timers, null, null, null, p_pruned, null, null, now_ms
     );
     if cardinality(p_completed) > 0 then
         delete from activities as a using unnest(p_completed) as c
@@ -261,8 +265,8 @@ begin
                 group by each.key
             ) as c where i.key = c.key returning i.owner
         )
-        select array_agg(distinct d.owner), bool_or(d.owner is null) into owners, unowned
-            from delivered as d;
+        select array_agg(distinct d.owner) filter (where d.owner is not null),
+            bool_or(d.owner is null) into owners, unowned from delivered as d;
     end if;
 end $$;
 """

@@ -36,7 +36,7 @@ class Quick(NamedTuple):
     """parameters: those of the function `put_turns`, without mark and time. outcomes: what becomes
     of the batch if the store writes it. hint: what others are to be told."""
 
-    parameters: list[list[Any]]
+    parameters: list[list[Any] | None]
     outcomes: list[Outcome]
     hint: Hint
 
@@ -67,12 +67,12 @@ def quick(batch: Sequence[Operation], now_ms: int) -> Quick | None:
     for place, operation in sorted(enumerate(batch), key=lambda item: ORDER[type(item[1])]):
         is_completion = type(operation) is CompleteActivity
         found[place] = _DONE if is_completion else decide(sheet, operation)
-    parameters = [
-        [_row(sheet, turn) for turn in turns],
+    parameters: list[list[Any] | None] = [
+        [_row(sheet, turn) for turn in turns] or None,
         *_lists(sheet),
-        [_completion(done) for done in completed],
+        [_completion(done) for done in completed] or None,
         # Turns alone lock their rows in order as they are written.
-        locks if completed else [],
+        locks if completed else None,
     ]
     return Quick(parameters, found, sheet.hint)
 
@@ -154,7 +154,7 @@ def _row(sheet: Sheet, turn: CommitTurn) -> tuple[Any, ...]:
 _completion = attrgetter("key", "execution_id", "event_id", "node_id", "attempt", "body")
 
 
-def _lists(sheet: Sheet) -> list[list[Any]]:
+def _lists(sheet: Sheet) -> list[list[Any] | None]:
     """Those of the lists that `put` takes which turns and starts can fill."""
     lists = sheet.parameters()
     return [*lists[:6], *lists[7:11], lists[12], lists[16]]

@@ -207,11 +207,12 @@ class Sheet:
 
     # Writing.
 
-    def parameters(self) -> list[list[Any]]:
-        """Those of the function `put` that are lists of rows."""
+    def parameters(self) -> list[list[Any] | None]:
+        """Those of the function `put` that are lists of rows, or None for no rows: each list costs
+        the function some microseconds, an empty one as much as another."""
         trimmed, event_ids = self._trim()
         instances = sorted(self._new_instances.values(), key=lambda each: each.instance_id)
-        return [
+        lists: list[list[Any]] = [
             self._consumed,
             self._activities_gone,
             self._timers_gone,
@@ -231,6 +232,7 @@ class Sheet:
             event_ids,
             self._pruned,
         ]
+        return [rows or None for rows in lists]
 
     def _trim(self) -> tuple[list[tuple[int, str, int]], list[tuple[int, str, int]]]:
         """Which event ids are forgotten, by their number, and which are to be written."""
