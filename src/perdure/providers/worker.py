@@ -16,7 +16,7 @@ T = TypeVar("T")
 Work = Callable[[], Any]
 
 
-POLL_S = 0.04
+POLL_S = 0.05
 
 
 class Worker:
