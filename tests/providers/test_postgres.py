@@ -45,6 +45,7 @@ from perdure.providers.contract import (
 )
 from perdure.providers.postgres import PostgresProvider
 from perdure.providers.postgres.connections import Database
+from perdure.providers.postgres.provider import STEP_MS
 from perdure.providers.postgres.schema import MIGRATIONS
 from perdure.providers.urls import open_provider
 from perdure.testing.conformance.kit import ending
@@ -456,6 +457,19 @@ async def test_the_estimated_time_is_never_ahead_of_the_servers(postgres_url: st
     created_ms = (await row(provider, "i-19")).created_ms
     assert now - 1_000 < created_ms <= now
     await other.close()
+    await provider.close()
+
+
+async def test_the_estimated_time_goes_back_only_with_the_servers_clock(postgres_url: str) -> None:
+    provider = PostgresProvider(postgres_url)
+    await provider.open()
+    before = provider.now_ms()
+
+    provider._note_time(before - 5)
+    assert provider.now_ms() >= before
+
+    provider._note_time(before - STEP_MS - 60_000)
+    assert provider.now_ms() < before
     await provider.close()
 
 

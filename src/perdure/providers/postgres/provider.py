@@ -47,6 +47,8 @@ from perdure.providers.postgres.session import Session
 
 CONNECTIONS = 4
 """For everything but the commits, the session and the heartbeats."""
+STEP_MS = 1_000
+"""By so much no estimate of the server's time is wrong: its clock was set back."""
 KEYS = 2_000
 """How many keys a node has at hand."""
 WRITERS_MS = 7 * 24 * 3_600 * 1_000
@@ -81,6 +83,7 @@ class PostgresProvider:
         self._state = "new"
         self._seen_ms = 0
         self._seen_at_s = 0.0
+        self._told_ms = 0
         self._keys: deque[int] = deque()
         self._node_ids: set[str] = set()
         self._watcher = Watcher()
@@ -180,7 +183,12 @@ class PostgresProvider:
     def now_ms(self) -> int:
         if self._clock is not None:
             return self._clock()
-        return self._seen_ms + int((time.monotonic() - self._seen_at_s) * 1000)
+        estimate_ms = self._seen_ms + int((time.monotonic() - self._seen_at_s) * 1000)
+        # An answer that took longer than the one before gives a lower estimate; a timer that has
+        # fired must not see a time before its own. Only the server's clock itself may go back.
+        if not 0 <= self._told_ms - estimate_ms < STEP_MS:
+            self._told_ms = estimate_ms
+        return self._told_ms
 
     def _given_ms(self) -> int | None:
         return None if self._clock is None else self._clock()
