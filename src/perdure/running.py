@@ -63,7 +63,10 @@ def run(
 
 def note(text: str) -> None:
     """Say something to the person at the terminal; stdout is for results."""
-    print(f"perdure: {text}", file=sys.stderr, flush=True)
+    # In one piece: print() writes the end of the line by itself, and the lines of several processes
+    # at one terminal then run into each other.
+    sys.stderr.write(f"perdure: {text}\n")
+    sys.stderr.flush()
 
 
 async def _run(

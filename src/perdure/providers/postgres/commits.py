@@ -41,6 +41,7 @@ from perdure.providers.postgres.connections import (
     Connections,
     Database,
     commit,
+    in_one_line,
     write,
 )
 from perdure.providers.postgres.quick import PUT_TURNS, Quick, quick
@@ -209,7 +210,8 @@ class Commits:
     async def _find_out(self, ask: Callable[[Any], Awaitable[str]], error: BaseException) -> None:
         """The answer to a commit was lost. Returns if the transaction was committed; raises
         StoreUnavailable if it was not; waits as long as it is not known."""
-        logger.warning("the answer to a commit was lost (%s); finding out", error)
+        reason = in_one_line(error)
+        logger.warning("the answer to a commit was lost (%s); finding out", reason)
         pause_s = COMMIT_STATUS_S
         while not self._closing:
             try:
@@ -221,7 +223,8 @@ class Commits:
             if status == "committed":
                 return
             if status == "aborted":
-                raise StoreUnavailable(f"{self._database.where} did not commit: {error}") from error
+                message = f"{self._database.where} did not commit: {reason}"
+                raise StoreUnavailable(message) from error
             await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.5))
             pause_s = min(2 * pause_s, COMMIT_STATUS_S_MAX)
         raise StoreClosed(
@@ -277,6 +280,6 @@ class Commits:
         try:
             yield
         except CONFLICT as error:
-            raise StoreUnavailable(f"{self._database.where}: {error}") from error
+            raise StoreUnavailable(f"{self._database.where}: {in_one_line(error)}") from error
         except ERRORS as error:
             raise self._database.explain(error) from error

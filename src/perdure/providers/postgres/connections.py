@@ -201,7 +201,7 @@ class Database:
 
     def explain(self, error: BaseException) -> ProviderError:
         """What an error of the driver or the server means to a caller."""
-        reason = str(error) or type(error).__name__
+        reason = in_one_line(error)
         if isinstance(error, ProviderError):
             return error
         if isinstance(error, VALUE):
@@ -295,6 +295,11 @@ class Connections:
         idle, self._idle = self._idle, []
         for connection in idle:
             await close(connection)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says. The server adds lines to it (DETAIL, HINT); a log has one for each."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 async def close(connection: Any) -> None:

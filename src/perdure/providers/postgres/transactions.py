@@ -12,7 +12,7 @@ import msgspec
 
 from perdure.errors import StoreUnavailable, TransactionRefused, TransactionTimeout
 from perdure.providers.contract import CompleteActivity
-from perdure.providers.postgres.connections import LOST, Database
+from perdure.providers.postgres.connections import LOST, Database, in_one_line
 
 LIMIT_S = 5.0
 """Its rows are locked, and cleaning up after others is held up, for as long."""
@@ -85,7 +85,8 @@ class Transaction:
             )
 
     def _gone(self, error: BaseException) -> StoreUnavailable:
-        return StoreUnavailable(f"{self._database.where}: the connection was lost: {error}")
+        reason = in_one_line(error)
+        return StoreUnavailable(f"{self._database.where}: the connection was lost: {reason}")
 
 
 def first_word(statement: str) -> str:
