@@ -329,6 +329,20 @@ async def test_claims_alone_take_three_round_trips(
     assert trips.number == 3
 
 
+async def test_a_claim_is_marked_too(store: World) -> None:
+    """Its number alone would prove nothing after a crash of the server."""
+    provider = await store.open()
+    await start(provider)
+    admin = await connected(store.url)
+    marks = "select max(batch) from writers"
+    before = await admin.fetchval(marks)
+
+    assert len(await claim(provider)) == 1
+
+    assert await admin.fetchval(marks) > before
+    await admin.close()
+
+
 async def test_a_batch_is_looked_at_first_if_a_row_is_not_as_believed(
     store: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ _CLAIM_ACTIVITIES = "select * from claim_activities($1, $2, $3, $4, $5, $6)"
 class Applied:
     """What became of a batch, as long as its transaction is committed. xid: the transaction's id,
     or None if nothing was written. seen_at_s: when now_ms arrived here, by the monotonic clock.
-    marked: whether the writer's row has the number of the batch; without it only claims were made.
+    marked: whether the writer's row has the number of the batch.
     keys: fresh ones. hint: what others are to be told."""
 
     outcomes: list[Outcome]
@@ -110,6 +110,9 @@ async def apply(
         _note_pruned(pruned, found)
     for place, operation in ordered:
         await _claim(connection, place, operation, found, done, sheet.now_ms)
+    if done.xid is not None and not done.marked:
+        await connection.execute(marking(mark, sheet.now_ms))
+        done.marked = True
     done.keys = sheet.fresh[::-1]
     done.outcomes = [found[place] for place in range(len(batch))]
     return done
@@ -119,13 +122,25 @@ def is_claim(operation: Operation) -> bool:
     return type(operation) is ClaimInstances or type(operation) is ClaimActivities
 
 
+def marking(mark: Mark, now_ms: int) -> str:
+    """The statement that marks a transaction of claims, for the round trip that begins it. After a
+    crash another transaction may have the number of one that was lost with it, and two nodes would
+    then believe that they have the same work."""
+    return (
+        "insert into writers as w (writer, batch, at_ms) "
+        f"values ('{mark.writer}', {mark.batch}, {now_ms}) on conflict (writer) "
+        "do update set batch = excluded.batch, at_ms = excluded.at_ms"
+    )
+
+
 async def claim(connection: Any, batch: Sequence[Operation], now_ms: int | None) -> Applied:
-    """Do the work of a batch of claims, for which nothing need be looked at first.
+    """Do the work of a batch of claims, for which nothing need be looked at first. Its mark is
+    there.
 
     now_ms: the time, or None for the server's.
     """
     found: dict[int, Any] = {}
-    done = Applied([], 0, 0.0)
+    done = Applied([], 0, 0.0, marked=True)
     for place, operation in sorted(enumerate(batch), key=lambda item: ORDER[type(item[1])]):
         await _claim(connection, place, operation, found, done, now_ms)
     done.outcomes = [found[place] for place in range(len(batch))]

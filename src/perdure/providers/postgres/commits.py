@@ -32,6 +32,7 @@ from perdure.providers.postgres.batches import (
     claim,
     give_up,
     is_claim,
+    marking,
 )
 from perdure.providers.postgres.connections import (
     CONFLICT,
@@ -112,7 +113,10 @@ class Commits:
                 if done is not None:
                     return done
             with self._mark() as mark:
-                await connection.execute(self._database.begin)
+                begin = self._database.begin
+                if more_keys == 0 and all(map(is_claim, batch)):
+                    begin = f"{begin}; {marking(mark, now_ms)}"
+                await connection.execute(begin)
                 return await self._apply(connection, batch, mark, more_keys)
 
         return await self.repeated(self._write, work)
