@@ -113,11 +113,13 @@ class Commits:
                 if done is not None:
                     return done
             with self._mark() as mark:
-                begin = self._database.begin
                 if more_keys == 0 and all(map(is_claim, batch)):
-                    begin = f"{begin}; {marking(mark, now_ms)}"
-                await connection.execute(begin)
-                return await self._apply(connection, batch, mark, more_keys)
+                    await connection.execute(f"{self._database.begin}; {marking(mark, now_ms)}")
+                    applying = claim(connection, batch, self._now_ms())
+                else:
+                    await connection.execute(self._database.begin)
+                    applying = apply(connection, batch, mark, self._now_ms(), more_keys)
+                return await self._finish(connection, mark, applying)
 
         return await self.repeated(self._write, work)
 
@@ -169,19 +171,10 @@ class Commits:
         finally:
             self._free_writers.append(writer)
 
-    async def _apply(
-        self,
-        connection: Any,
-        batch: Sequence[Operation],
-        mark: Mark,
-        more_keys: int,
-    ) -> Applied:
-        """Apply a batch in the transaction that is open, and commit it."""
+    async def _finish(self, connection: Any, mark: Mark, applying: Awaitable[Applied]) -> Applied:
+        """Do the work in the transaction that is open, and commit it."""
         try:
-            if more_keys == 0 and all(map(is_claim, batch)):
-                done = await claim(connection, batch, self._now_ms())
-            else:
-                done = await apply(connection, batch, mark, self._now_ms(), more_keys)
+            done = await applying
             await self._reached("before_commit")
         except BaseException:
             if not connection.is_closed():
@@ -277,7 +270,8 @@ class Commits:
         if own != number:
             await connection.execute("rollback")
             raise TransactionRefused("the activity has ended its transaction by itself")
-        return await self._apply(connection, [done], mark, 0)
+        applying = apply(connection, [done], mark, self._now_ms(), 0)
+        return await self._finish(connection, mark, applying)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
